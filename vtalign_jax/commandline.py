@@ -1,0 +1,47 @@
+"""How every command starts: flags parsed, user errors as one line, exit code 2."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+from vtalign_jax.errors import UserError
+
+
+def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
+    """Parse the flags, call `main`, and end with `error: ...` and code 2 on a user's mistake.
+
+    absl exits with 1 on a bad flag and ml_collections with a traceback, hence an own parser.
+
+    Args:
+      main: called without arguments once the flags are parsed.
+      required: names of flags that must be given.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise UserError(f"unexpected argument {rest[1]!r}; flags are --name=value, see --help")
+            for name in required:
+                if not flags.FLAGS[name].value:
+                    raise UserError(f"--{name} is missing; see --help")
+        except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError) as error:
+            _fail(error)
+        except FileNotFoundError as error:
+            _fail(f"no such file {error.filename}; is the path of --config right?")
+        return rest
+
+    def guarded(_: list[str]) -> None:
+        try:
+            main()
+        except UserError as error:
+            _fail(error)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(message: object) -> None:
+    line = " ".join(str(message).strip("'\"").split())
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    sys.exit(2)
