@@ -25,6 +25,7 @@ class ModelConfig:
     compute_dtype: str = "bfloat16"  # bfloat16 | float32
     frozen_dtype: str = "bfloat16"  # storage of the frozen leaves
     temperature_init: float = 0.07
+    remat: bool = True  # recompute activations of each block in the backward pass
 
 
 @dataclasses.dataclass(frozen=True)

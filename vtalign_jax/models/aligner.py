@@ -1,0 +1,132 @@
+"""Clip and text embeddings: the base model, pooling, projection head and temperature."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vtalign_jax.config import ModelConfig
+from vtalign_jax.models.lora import AdapterConfig
+from vtalign_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+
+MIN_TEMPERATURE = 0.01  # 1 / tau <= 100, as CLIP (Radford et al., 2021) clips it
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.5  # Hugging Face IMAGENET_STANDARD_*, of every SmolVLM processor
+
+
+class ProjectionHead(nnx.Module):
+    """MLP hidden -> hidden -> E with exact GELU and unit norm, in float32."""
+
+    def __init__(self, hidden_size: int, embedding_dim: int, *, rngs: nnx.Rngs):
+        precision = jax.lax.Precision.HIGHEST  # a TPU's default float32 product is one bf16 pass
+        self.fc1 = nnx.Linear(hidden_size, hidden_size, precision=precision, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden_size, embedding_dim, precision=precision, rngs=rngs)
+
+    def __call__(self, pooled: jax.Array) -> jax.Array:
+        hidden = nnx.gelu(self.fc1(pooled), approximate=False)  # [B, D]
+        return unit_norm(self.fc2(hidden))  # [B, E]
+
+
+class AlignerModel(nnx.Module):
+    """SmolVLM with a projection head for clips and texts and a learnable temperature.
+
+    Attributes:
+      base: the adapted `SmolVLM`.
+      head: the shared head; with `head="per_modality"` it is `video_head` and `text_head` instead.
+      log_temperature: float32[], natural logarithm of tau.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        base_config: SmolVLMConfig,
+        adapters: AdapterConfig | None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.base = SmolVLM(
+            base_config,
+            adapters,
+            rngs=rngs,
+            param_dtype=config.frozen_dtype,
+            compute_dtype=config.compute_dtype,
+            remat=config.remat,
+        )
+        sizes = (base_config.text.hidden_size, config.embedding_dim)
+        if config.head == "shared":
+            self.head = ProjectionHead(*sizes, rngs=rngs)
+        else:
+            self.video_head = ProjectionHead(*sizes, rngs=rngs)
+            self.text_head = ProjectionHead(*sizes, rngs=rngs)
+        self.log_temperature = nnx.Param(jnp.log(jnp.float32(config.temperature_init)))
+        self.pooling = config.pooling
+        self.is_shared = config.head == "shared"
+
+    def pooled_clips(
+        self,
+        clip_ids: jax.Array,
+        clip_mask: jax.Array,
+        frames: jax.Array,
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Return the pooled hidden state of each clip's turn.
+
+        Args:
+          clip_ids: int32[B, S].
+          clip_mask: bool[B, S].
+          frames: uint8[B, F, H, W, 3], valid frames first, at the model's image size.
+          dropout_keys: key[B], or None for no dropout.
+
+        Returns:
+          float32[B, D].
+        """
+        hidden = self.base.hidden_states(
+            clip_ids, clip_mask, normalise(frames), dropout_keys=dropout_keys
+        )
+        return pool(hidden, clip_mask, self.pooling)
+
+    def pooled_texts(
+        self, text_ids: jax.Array, text_mask: jax.Array, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Return the pooled hidden state of each text's turn: int32[B, T] -> float32[B, D]."""
+        hidden = self.base.hidden_states(text_ids, text_mask, dropout_keys=dropout_keys)
+        return pool(hidden, text_mask, self.pooling)
+
+    def project_clips(self, pooled: jax.Array) -> jax.Array:
+        """Return the clip embeddings: float32[B, D] -> float32[B, E], unit norm."""
+        return self.head(pooled) if self.is_shared else self.video_head(pooled)
+
+    def project_texts(self, pooled: jax.Array) -> jax.Array:
+        """Return the text embeddings: float32[B, D] -> float32[B, E], unit norm."""
+        return self.head(pooled) if self.is_shared else self.text_head(pooled)
+
+    def temperature(self) -> jax.Array:
+        """Return tau: float32[], never below `MIN_TEMPERATURE`."""
+        return jnp.maximum(jnp.exp(self.log_temperature[...]), MIN_TEMPERATURE)
+
+
+def normalise(frames: jax.Array) -> jax.Array:
+    """Return uint8 pixels as Hugging Face's `pixel_values`: [..., H, W, 3] -> float32 in [-1, 1]."""
+    return (frames.astype(jnp.float32) / 255.0 - PIXEL_MEAN) / PIXEL_STD
+
+
+def pool(hidden: jax.Array, token_mask: jax.Array, pooling: str) -> jax.Array:
+    """Return one vector a row: the state at the last valid position, or the masked mean.
+
+    Args:
+      hidden: float[B, S, D].
+      token_mask: bool[B, S], at least one True a row; padding may stand on either side.
+      pooling: "last" or "mean".
+
+    Returns:
+      float32[B, D].
+    """
+    if pooling == "last":
+        last = hidden.shape[1] - 1 - jnp.argmax(token_mask[:, ::-1], axis=1)  # [B]
+        return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+    mask = token_mask[..., None].astype(jnp.float32)
+    total = jnp.sum(jnp.where(mask > 0, hidden.astype(jnp.float32), 0.0), axis=1)
+    return total / jnp.sum(mask, axis=1)
+
+
+def unit_norm(x: jax.Array) -> jax.Array:
+    """Return `x` scaled to unit length along its last axis, with a finite gradient at zero."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

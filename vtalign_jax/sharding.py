@@ -1,0 +1,87 @@
+"""The mesh, and where each kind of array lies on it."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vtalign_jax.config import MeshConfig
+from vtalign_jax.errors import UserError
+from vtalign_jax.models import parameters
+
+ROWS = PartitionSpec(("data", "fsdp"))  # a batch is split over every device
+WHOLE = PartitionSpec()
+
+# Frozen leaves: the dimension that fsdp splits. Stacked leaves lead with the layer axis. A kernel is
+# split along its input or output, whichever divides further in the real checkpoints.
+FROZEN_RULES = (
+    (r"base\.vision_model\.embeddings\.patch_embedding\.kernel", PartitionSpec(None, "fsdp")),
+    (r"base\.vision_model\.embeddings\.position_embedding\.embedding", PartitionSpec(None, "fsdp")),
+    (r"base\.vision_model\..*(q|k|v|out)_proj\.kernel", PartitionSpec(None, "fsdp", None)),
+    (r"base\.vision_model\..*fc1\.kernel", PartitionSpec(None, "fsdp", None)),
+    (r"base\.vision_model\..*fc2\.kernel", PartitionSpec(None, None, "fsdp")),
+    (r"base\.connector\.modality_projection\.proj\.kernel", PartitionSpec("fsdp", None)),
+    (r"base\.text_model\.embed_tokens\.embedding", PartitionSpec(None, "fsdp")),
+    (r"base\.text_model\.(tuned_)?layers\..*_proj\.kernel", PartitionSpec(None, "fsdp", None)),
+    (r"base\.lm_head\.kernel", PartitionSpec("fsdp", None)),
+    (r"base\..*\.(scale|bias)", WHOLE),
+)
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+    """Return the (data, fsdp) mesh over `devices` (default: all).
+
+    Raises:
+      UserError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp]
+    known = int(np.prod([s for s in sizes if s != -1]))
+    if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
+        raise UserError(
+            f"config.mesh.data={config.data} x config.mesh.fsdp={config.fsdp} does not make the "
+            f"{len(devices)} devices at hand; set one of them to -1"
+        )
+    # make_mesh defaults to Explicit axes in current JAX; the step is written for Auto.
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(sizes, ("data", "fsdp"), axis_types=axis_types, devices=devices)
+
+
+def check_batch(name: str, size: int, mesh: Mesh) -> None:
+    """Raise UserError, naming sizes that would do, if `size` rows cannot be split over the mesh."""
+    count = mesh.size
+    if size % count:
+        below, above = size // count * count, -(-size // count) * count
+        fitting = " or ".join(str(s) for s in (below, above) if s)
+        raise UserError(f"config.{name}={size} does not divide over {count} devices; use {fitting}")
+
+
+def frozen_shardings(abstract: dict[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict:
+    """Return the sharding of each frozen leaf.
+
+    Raises:
+      UserError: a dimension does not divide by the fsdp axis; nothing falls back to a whole copy.
+    """
+    paths = list(abstract)
+    present = [
+        rule for rule in FROZEN_RULES if any(parameters.matches(rule[0], path) for path in paths)
+    ]
+    specs = parameters.match(present, paths)
+    problems = []
+    for path, spec in specs.items():
+        for size, axis in zip(abstract[path].shape, spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                problems.append(f"{path} {abstract[path].shape}")
+    if problems:
+        raise UserError(
+            f"config.mesh.fsdp={mesh.shape['fsdp']} does not divide {', '.join(problems)}; "
+            "use a smaller power of two"
+        )
+    return {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
+
+
+def to_devices(tree: object, mesh: Mesh) -> object:
+    """Return this process's slice of a batch as global arrays split by rows over the mesh."""
+    sharding = NamedSharding(mesh, ROWS)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)

@@ -1,0 +1,36 @@
+"""What a training step changes, and what a checkpoint therefore holds."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class TrainState(NamedTuple):
+    """The state of a run between two steps.
+
+    Attributes:
+      step: int32[], batches consumed.
+      params: `{path: float32}`, the trainable leaves only.
+      opt_state: the optimizer's.
+      seed: uint32[2], key data from which each step's dropout keys are folded.
+      skipped: int32[], updates left out because loss or gradient was not finite.
+      skipped_in_a_row: int32[].
+    """
+
+    step: jax.Array
+    params: dict[str, jax.Array]
+    opt_state: optax.OptState
+    seed: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+
+
+def init_state(
+    params: dict[str, jax.Array], optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+    """Return the state before the first step."""
+    zero = jnp.zeros((), jnp.int32)
+    key_data = jax.random.key_data(jax.random.key(seed))
+    return TrainState(zero, params, optimizer.init(params), key_data, zero, zero)

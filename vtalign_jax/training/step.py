@@ -1,0 +1,118 @@
+"""One training step: embeddings of a global batch, the loss over all of them, one update."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from vtalign_jax import sharding
+from vtalign_jax.array_types import Batch
+from vtalign_jax.config import ObjectiveConfig
+from vtalign_jax.models.aligner import MIN_TEMPERATURE, AlignerModel
+from vtalign_jax.objectives.info_nce import global_info_nce
+from vtalign_jax.training.state import TrainState
+
+Bind = Callable[[Mapping[str, jax.Array]], AlignerModel]
+
+
+def row_keys(seed: jax.Array, step: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+    """Return dropout keys for clips and texts, one a row of the global batch.
+
+    A key depends on the row's global index alone, so any split of the batch draws the same masks.
+
+    Args:
+      seed: uint32[2], key data.
+      step: int32[].
+      rows: B.
+
+    Returns:
+      Two key[B].
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(seed), step)
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    index = jnp.arange(rows)
+    return fold(jax.random.fold_in(key, 0), index), fold(jax.random.fold_in(key, 1), index)
+
+
+def embed(model: AlignerModel, batch: Batch, keys: tuple = (None, None)) -> tuple:
+    """Return (z_video, z_text): two float32[B, E], unit norm."""
+    clips = model.pooled_clips(batch.clip_ids, batch.clip_mask, batch.frames, keys[0])
+    texts = model.pooled_texts(batch.text_ids, batch.text_mask, keys[1])
+    return model.project_clips(clips), model.project_texts(texts)
+
+
+def make_loss(bind: Bind, objective: ObjectiveConfig, mesh: Mesh) -> Callable:
+    """Return `loss(params, frozen, batch, keys) -> (float32[], metrics)` of a global batch."""
+
+    def gather(tree: object) -> object:
+        whole = NamedSharding(mesh, sharding.WHOLE)
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole), tree)
+
+    def loss(params: dict, frozen: dict, batch: Batch, keys: tuple) -> tuple[jax.Array, dict]:
+        model = bind(params | frozen)
+        z_video, z_text = embed(model, batch, keys)
+        temperature = model.temperature()
+        value, metrics = global_info_nce(
+            z_video, z_text, temperature, batch.identity, objective, gather
+        )
+        return value, metrics | {"loss": value, "loss_itc": value, "temperature": temperature}
+
+    return loss
+
+
+def make_train_step(
+    bind: Bind,
+    optimizer: optax.GradientTransformation,
+    objective: ObjectiveConfig,
+    mesh: Mesh,
+    *,
+    has_dropout: bool,
+) -> Callable:
+    """Return the jitted `step(state, frozen, batch) -> (state, metrics)`; `state` is donated.
+
+    An update whose loss or gradient is not finite is left out and counted.
+
+    Args:
+      bind: arrays by path -> model.
+      optimizer: of the trainable leaves.
+      objective: weights of the pair classes.
+      mesh: the batch is split over its devices, `state` is whole on each.
+      has_dropout: whether dropout keys are drawn.
+    """
+    loss_and_gradient = jax.value_and_grad(make_loss(bind, objective, mesh), has_aux=True)
+
+    def train_step(state: TrainState, frozen: dict, batch: Batch) -> tuple[TrainState, dict]:
+        rows = batch.identity.row_mask.shape[0]
+        keys = row_keys(state.seed, state.step, rows) if has_dropout else (None, None)
+        (loss, metrics), grads = loss_and_gradient(state.params, frozen, batch, keys)
+        norm = optax.global_norm(grads)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = _clamp_temperature(optax.apply_updates(state.params, updates))
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(is_finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        lost = (~is_finite).astype(jnp.int32)
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            seed=state.seed,
+            skipped=state.skipped + lost,
+            skipped_in_a_row=(state.skipped_in_a_row + lost) * lost,
+        )
+        counts = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+        return state, metrics | {"gradient_norm": norm} | counts
+
+    whole = NamedSharding(mesh, sharding.WHOLE)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
+
+
+def _clamp_temperature(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Keep tau at or above its bound, so that it can come back from there (CLIP does the same)."""
+    bound = jnp.log(jnp.float32(MIN_TEMPERATURE))
+    return params | {"log_temperature": jnp.maximum(params["log_temperature"], bound)}
