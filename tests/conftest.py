@@ -1,0 +1,19 @@
+"""Sets the platform, the device count and the offline switches before anything imports JAX."""
+
+import os
+
+DEVICES = 8
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(
+    [*os.environ.get("XLA_FLAGS", "").split(), f"--xla_force_host_platform_device_count={DEVICES}"]
+)
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would download must fail instead
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torch beside JAX, in two test processes
+    os.environ[name] = "1"
+
+import jax  # noqa: E402  (the variables above are read when JAX is imported)
+
+assert jax.device_count() == DEVICES, f"expected {DEVICES} CPU devices, got {jax.devices()}"
