@@ -22,7 +22,7 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
         try:
             rest = flags.FLAGS(argv)
             if len(rest) > 1:
-                raise UserError(f"unexpected argument {rest[1]!r}; flags are --name=value, see --help")
+                raise UserError(f"unexpected argument {rest[1]!r}; a flag is --name=value")
             for name in required:
                 if not flags.FLAGS[name].value:
                     raise UserError(f"--{name} is missing; see --help")

@@ -1,8 +1,8 @@
 """Schema, defaults and validation of a run's configuration.
 
-A run is a file in `configs/` whose `get_config()` returns `default_config()`, changed where it differs.
-`resolve` turns the edited `ConfigDict` into the frozen dataclasses below; an unknown field, a wrong type
-or a value out of range raises `UserError` naming the field.
+A run is a file in `configs/` whose `get_config()` returns `default_config()`, changed where it
+differs. `resolve` turns the edited `ConfigDict` into the frozen dataclasses below; an unknown field,
+a wrong type or a value out of range raises `UserError` naming the field.
 """
 
 import dataclasses
@@ -193,9 +193,7 @@ def resolve(values: Any) -> Config:
             raise UserError(f"config.{name} is a section, got {section!r}; set its fields instead")
         fields = {f.name: f for f in dataclasses.fields(default)}
         _refuse_unknown(section, fields, f"{name}.")
-        checked = {
-            key: _checked(f"{name}.{key}", value, fields[key].type) for key, value in section.items()
-        }
+        checked = {k: _checked(f"{name}.{k}", v, fields[k].type) for k, v in section.items()}
         resolved[name] = type(default)(**checked)
     return Config(**resolved)
 

@@ -11,8 +11,8 @@ from vtalign_jax.models import parameters
 ROWS = PartitionSpec(("data", "fsdp"))  # a batch is split over every device
 WHOLE = PartitionSpec()
 
-# Frozen leaves: the dimension that fsdp splits. Stacked leaves lead with the layer axis. A kernel is
-# split along its input or output, whichever divides further in the real checkpoints.
+# Frozen leaves: the dimension that fsdp splits. Stacked leaves lead with the layer axis. A kernel
+# is split along its input or output, whichever divides further in the real checkpoints.
 FROZEN_RULES = (
     (r"base\.vision_model\.embeddings\.patch_embedding\.kernel", PartitionSpec(None, "fsdp")),
     (r"base\.vision_model\.embeddings\.position_embedding\.embedding", PartitionSpec(None, "fsdp")),

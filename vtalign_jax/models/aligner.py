@@ -104,7 +104,7 @@ class AlignerModel(nnx.Module):
 
 
 def normalise(frames: jax.Array) -> jax.Array:
-    """Return uint8 pixels as Hugging Face's `pixel_values`: [..., H, W, 3] -> float32 in [-1, 1]."""
+    """Return uint8[..., H, W, 3] as Hugging Face's `pixel_values`: float32 in [-1, 1]."""
     return (frames.astype(jnp.float32) / 255.0 - PIXEL_MEAN) / PIXEL_STD
 
 

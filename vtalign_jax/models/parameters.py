@@ -24,8 +24,8 @@ def abstract(
       make_model: builds the module; it is only traced.
 
     Returns:
-      `bind(parameters)`, which gives the module holding these arrays, and `{path: shape and dtype}`.
-      `bind` raises KeyError for a path that is missing.
+      `bind(parameters)`, which gives the module holding these arrays, and `{path: shape and
+      dtype}`. `bind` raises KeyError for a path that is missing.
     """
     graphdef, state = nnx.split(nnx.eval_shape(make_model))
     flat = list(nnx.to_flat_state(state))

@@ -19,7 +19,8 @@ def weighted_info_nce(
       z_video: float32[B, E], unit norm.
       z_text: float32[B, E], unit norm; row i describes clip i.
       temperature: float32[], > 0.
-      weights: float32[B, B] in [0, 1], diagonal 1; weights[i, j] scales text j as a negative of clip i.
+      weights: float32[B, B] in [0, 1], diagonal 1; weights[i, j] scales text j as a negative of
+        clip i.
 
     Returns:
       float32[], the two directions summed, averaged over pairs.
@@ -79,8 +80,8 @@ def global_info_nce(
         some rows of both directions and sees all columns.
 
     Returns:
-      float32[], averaged over real pairs, and what the weights did: share of pairs in each class and
-      mean effective negatives a row (sum of w over j != i).
+      float32[], averaged over real pairs, and what the weights did: share of pairs in each class
+      and mean effective negatives a row (sum of w over j != i).
     """
     all_video, all_text, all_identity = gather((z_video, z_text, identity))
     classes = negatives.pair_classes(identity, all_identity, objective.neighbour_radius)  # [B, B]

@@ -1,7 +1,7 @@
 """How much text j counts as a negative of clip i: classes of pairs and their weights.
 
-Source: pretraining plan, section 6.1 (DESIGN section 6). All of it is computed on the device from the
-dense integers of `Identity`; no [B, B] matrix ever enters or leaves it.
+Source: pretraining plan, section 6.1. All of it is computed on the device from the dense integers
+of `Identity`; no [B, B] matrix ever enters or leaves it.
 """
 
 import jax
