@@ -1,0 +1,42 @@
+"""Attention, in one place, so that a faster kernel replaces one function."""
+
+import jax
+import jax.numpy as jnp
+
+from vtalign_jax.array_types import Array
+
+
+def attention(
+    q: Array, k: Array, v: Array, *, key_mask: Array | None = None, causal: bool = False
+) -> Array:
+    """Return softmax(q k^T / sqrt(H)) v with grouped key-value heads.
+
+    Logits and softmax are float32, whatever the inputs are. A query without any allowed key
+    (left padding) gets a finite mixture, never NaN.
+
+    Args:
+      q: float[B, S, N, H].
+      k: float[B, S, K, H]; N is a multiple of K, head n reads key-value head n // (N / K).
+      v: float[B, S, K, H].
+      key_mask: bool[B, S], False hides a key from every query; None hides none.
+      causal: whether query i sees only keys j <= i.
+
+    Returns:
+      float[B, S, N, H] in q's dtype.
+    """
+    batch, length, heads, size = q.shape
+    groups = heads // k.shape[2]
+    q = q.reshape(batch, length, k.shape[2], groups, size)  # [B, S, K, G, H]
+    logits = jnp.einsum("BSKGH,BTKH->BKGST", q, k, preferred_element_type=jnp.float32)
+    logits = logits * size**-0.5
+    mask = None
+    if causal:
+        mask = jnp.tril(jnp.ones((length, length), bool))
+    if key_mask is not None:
+        keys = key_mask[:, None, None, None, :]
+        mask = keys if mask is None else mask & keys
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    mixed = jnp.einsum("BKGST,BTKH->BSKGH", weights, v)
+    return mixed.reshape(batch, length, heads, size)  # [B, S, N, H]

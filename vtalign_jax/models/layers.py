@@ -1,0 +1,99 @@
+"""The parts that towers and decoder share: norms, embedding table, stacks of equal blocks.
+
+Every constructor takes `stack`: `(L,)` gives each leaf a leading axis of `L` equal blocks, over
+which `scan_blocks` runs; `()` is a single layer.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vtalign_jax.array_types import Array
+
+INIT_STD = 0.02  # transformers' initializer_range
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis, computed in float32."""
+
+    def __init__(self, size: int, eps: float, *, param_dtype: Any, stack: tuple[int, ...] = ()):
+        """Create scale (ones) and bias (zeros), each [*stack, size]."""
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((*stack, size), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((*stack, size), param_dtype))
+
+    def __call__(self, x: Array) -> Array:
+        """Return the norm of float[..., size] in the same dtype."""
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + self.eps)
+        scaled = normed * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return scaled.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis, computed in float32."""
+
+    def __init__(self, size: int, eps: float, *, param_dtype: Any, stack: tuple[int, ...] = ()):
+        """Create scale (ones), [*stack, size]."""
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((*stack, size), param_dtype))
+
+    def __call__(self, x: Array) -> Array:
+        """Return the norm of float[..., size] in the same dtype."""
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
+        return (normed * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of vectors."""
+
+    def __init__(self, count: int, size: int, *, rngs: nnx.Rngs, param_dtype: Any):
+        """Create the table, [count, size]."""
+        table = INIT_STD * jax.random.normal(rngs.params(), (count, size), param_dtype)
+        self.embedding = nnx.Param(table)
+
+    def __call__(self, ids: Array) -> Array:
+        """Return float[..., size] for int[...]."""
+        return jnp.take(self.embedding[...], ids, axis=0)
+
+
+def scan_blocks(
+    blocks: nnx.Module,
+    x: Array,
+    call: Callable[[Any, Array, Array], Array],
+    *,
+    depth: int,
+    first: int = 0,
+    collect: bool = False,
+    remat: bool = False,
+) -> tuple[Array, Array | None]:
+    """Run `depth` stacked blocks one after the other.
+
+    Args:
+      blocks: module whose every leaf has a leading axis of length `depth`.
+      x: float[B, S, D], the first block's input.
+      call: (one block, its input, its index) -> its output.
+      depth: number of blocks.
+      first: index given to the first block.
+      collect: also return every block's output.
+      remat: recompute a block in the backward pass instead of keeping its insides.
+
+    Returns:
+      the last block's output, and float[depth, B, S, D] or None.
+    """
+    graphdef, state = nnx.split(blocks)
+
+    def body(x: Array, step: tuple[Array, nnx.State]) -> tuple[Array, Array | None]:
+        index, block_state = step
+        x = call(nnx.merge(graphdef, block_state), x, index)
+        return x, x if collect else None
+
+    if remat:
+        body = jax.checkpoint(body, prevent_cse=False)  # a scan's body is never merged by CSE
+    return jax.lax.scan(body, x, (first + jnp.arange(depth), state))
