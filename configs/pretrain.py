@@ -3,7 +3,7 @@
     python launch/train.py --config=configs/pretrain.py --workdir=runs/pretrain
 
 bfloat16, 32 pairs of 8 frames a step, AdamW 1e-4 with cosine decay, 15 epochs, stopped early by
-Recall@5. Trains 25.6 M of 2.27 B parameters; meant for TPU v5e-8 and larger.
+Recall@5. Trains 8.6 M of 2.26 B parameters; meant for a TPU v5e-8 or larger.
 """
 
 import ml_collections

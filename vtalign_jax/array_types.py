@@ -1,8 +1,9 @@
 """The arrays that travel from the loader to the loss, and the legend of their axes.
 
-Axes: `B` pairs, `F` frames, `H`/`W` pixels, `P` patches, `Q` tokens a frame, `T` text tokens, `S`
-clip (merged) sequence, `D` text width, `V` vision width, `N` heads, `K` kv heads, `H` head size, `E`
-embedding, `R` LoRA rank, `L` stacked layers, `A` ancestors. In every `*_mask`, True is real.
+Axes: `B` pairs, `F` frames, `H`/`W` pixels, `P` patches, `Q` tokens a frame, `T` text tokens,
+`S` clip (merged) sequence, `D` text width, `V` vision width, `N` heads, `K` kv heads, `H` head
+size, `E` embedding, `R` LoRA rank, `L` stacked layers, `A` ancestors. In every `*_mask`, True is
+real.
 """
 
 from typing import Any, NamedTuple

@@ -1,8 +1,8 @@
 """Schema, defaults and validation of a run's configuration.
 
 A run is a file in `configs/` whose `get_config()` returns `default_config()`, changed where it
-differs. `resolve` turns the edited `ConfigDict` into the frozen dataclasses below; an unknown field,
-a wrong type or a value out of range raises `UserError` naming the field.
+differs. `resolve` turns the edited `ConfigDict` into the frozen dataclasses below; an unknown
+field, a wrong type or a value out of range raises `UserError` naming the field.
 """
 
 import dataclasses

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vtalign_jax.config import ModelConfig
+from vtalign_jax.models.configuration import SmolVLMConfig
 from vtalign_jax.models.lora import AdapterConfig
-from vtalign_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from vtalign_jax.models.smolvlm import SmolVLM
 
 MIN_TEMPERATURE = 0.01  # 1 / tau <= 100, as CLIP (Radford et al., 2021) clips it
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5  # Hugging Face IMAGENET_STANDARD_*, of every SmolVLM processor
