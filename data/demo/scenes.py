@@ -132,8 +132,8 @@ def _plan_action(
     growth = rng.uniform(2.2, 3.2)
     is_moving = any(MOTIONS[motion][1])
     extent = _EXTENT * radius * (1 if is_moving else np.sqrt(growth)) + 1
-    reach = extent + travel / 2 if is_moving else extent
-    side = extent + _MAX_DRIFT / 2 if is_moving else extent  # room across the path
+    reach = extent + (travel if is_moving else _MAX_DRIFT) / 2
+    side = extent + _MAX_DRIFT / 2  # room across the path
     along, across = (rng.uniform(room, PIXELS - room) for room in (reach, side))
     is_vertical = MOTIONS[motion][1][1] != 0
     return Action(
