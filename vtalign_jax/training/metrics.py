@@ -1,0 +1,212 @@
+"""What a run reports: `metrics.jsonl`, TensorBoard and the progress line."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+import numpy as np
+import tensorboardX
+import tqdm
+from etils import epath
+
+from vtalign_jax.errors import UserError
+
+FILE = "metrics.jsonl"  # inside a workdir
+EVALUATION_PREFIX = "val/"
+# The scalars that depend on the machine's speed; every other one is the same after kill and resume.
+TIMING = ("train/pairs_per_second", "train/data_wait")
+
+
+class MetricsWriter:
+    """Appends scalars to `metrics.jsonl` (one JSON object a line) and to TensorBoard.
+
+    Rows later than the restored checkpoint are dropped first, since the run is about to write them
+    again: the file equals that of a run that was never stopped, `TIMING` apart. Write a step's rows
+    before its checkpoint. TensorBoard shows "@" as "_", which tensorboardX puts in its place.
+    """
+
+    def __init__(
+        self,
+        workdir: str | epath.Path,
+        restored_step: int | None = None,
+        *,
+        is_evaluated: bool = True,
+        is_primary: bool = True,
+    ):
+        """Open the files.
+
+        Args:
+          workdir: made if absent.
+          restored_step: step of the checkpoint the run goes on from; None starts the files anew.
+          is_evaluated: whether that checkpoint was saved after the evaluation due at its step; if
+            not, a row of that evaluation is dropped too, since it is run again.
+          is_primary: whether this process writes.
+
+        Raises:
+          UserError: `metrics.jsonl` holds a line that is not a JSON object with a step.
+        """
+        self._file: TextIO | None = None
+        if not is_primary:
+            return
+        workdir = epath.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / FILE
+        _drop_later_rows(path, -1 if restored_step is None else restored_step, is_evaluated)
+        self._file = path.open("a")
+        purge = None if restored_step is None else restored_step + 1
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Write one row and flush it, so that a kill loses no row from before a checkpoint."""
+        if self._file is None:
+            return
+        values = {name: _plain(value) for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": int(step)} | values) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if value is not None:
+                self._board.add_scalar(name, value, int(step))
+
+    def close(self) -> None:
+        """Flush TensorBoard and close the files."""
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+def _plain(value: object) -> int | float | None:
+    """Return a Python number; None, JSON's null, for what JSON cannot say (NaN, infinity)."""
+    value = np.asarray(value).item()
+    return value if math.isfinite(value) else None
+
+
+def read_rows(path: str | epath.Path) -> list[dict[str, float]]:
+    """Return the rows of a `metrics.jsonl`; a last line cut off by a kill is left out.
+
+    Raises:
+      UserError: another line is not a JSON object with a step.
+    """
+    return [row for row, _ in _parsed(epath.Path(path))]
+
+
+def _parsed(path: epath.Path) -> list[tuple[dict, str]]:
+    parsed = []
+    # What follows the last line end is empty, or was cut off by a kill.
+    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+            row["step"] = int(row["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} line {number} is not a JSON object with a step; "
+                "mend it, or move the file away"
+            ) from error
+        parsed.append((row, line))
+    return parsed
+
+
+def _drop_later_rows(path: epath.Path, last_step: int, is_evaluated: bool) -> None:
+    if not path.exists():
+        return
+
+    def is_kept(row: dict) -> bool:
+        if row["step"] == last_step and not is_evaluated:
+            return not any(name.startswith(EVALUATION_PREFIX) for name in row)
+        return row["step"] <= last_step
+
+    kept = [line + "\n" for row, line in _parsed(path) if is_kept(row)]
+    shortened = path.with_name(path.name + ".new")
+    shortened.write_text("".join(kept))
+    shortened.replace(path)
+
+
+class Progress:
+    """The line that says how a run is doing: a bar on a terminal, plain lines otherwise.
+
+    Step, pairs/s, the share of time spent waiting for data, losses, last and best recall.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        pairs_a_step: int,
+        start_step: int = 0,
+        *,
+        stream: TextIO | None = None,
+        is_primary: bool = True,
+    ):
+        """Start the clock.
+
+        Args:
+          total_steps: of the whole run.
+          pairs_a_step: the global batch.
+          start_step: steps done before, by the run that is resumed.
+          stream: default standard error.
+          is_primary: whether this process prints.
+        """
+        stream = sys.stderr if stream is None else stream
+        self._pairs, self._total, self._stream = pairs_a_step, total_steps, stream
+        self._is_primary = is_primary
+        self._recall = ""
+        self._bar = None
+        if is_primary and stream.isatty():
+            self._bar = tqdm.tqdm(
+                total=total_steps, initial=start_step, file=stream, unit="step", dynamic_ncols=True
+            )
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Begin a new interval, after a pause that is no training (compilation, evaluation)."""
+        self._began, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
+    def advance(self, data_wait_seconds: float) -> None:
+        """Count one step, of which this long was spent waiting for the batch."""
+        self._steps += 1
+        self._waited += data_wait_seconds
+        if self._bar is not None:
+            self._bar.update()
+
+    def timing(self) -> dict[str, float]:
+        """Return the `TIMING` scalars of the interval since the last call, and begin the next."""
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        scalars = (self._steps * self._pairs / seconds, self._waited / seconds)
+        self.restart_clock()
+        return dict(zip(TIMING, scalars, strict=True))
+
+    def show(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Print the line of a step; `scalars` holds `TIMING`, `train/loss` and its parts."""
+        losses = {
+            name.removeprefix("train/"): value
+            for name, value in scalars.items()
+            if name.startswith("train/loss")
+        }
+        parts = [f"{name} {float(value):.4f}" for name, value in losses.items()]
+        parts += [
+            f"{float(scalars[TIMING[0]]):.1f} pairs/s",
+            f"data wait {float(scalars[TIMING[1]]):.0%}",
+        ]
+        line = ", ".join(parts) + self._recall
+        if self._bar is not None:
+            self._bar.set_postfix_str(line)
+        else:
+            self.say(f"step {step}/{self._total}: {line}")
+
+    def set_recall(self, last: float, best: float) -> None:
+        """Set what the line says about val/recall@5."""
+        self._recall = f", recall@5 {last:.3f} (best {best:.3f})"
+
+    def say(self, text: str) -> None:
+        """Print a line of its own, above the bar if there is one."""
+        if not self._is_primary:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
