@@ -12,11 +12,6 @@ from vtalign_jax.models.layers import INIT_STD, Embedding, LayerNorm, scan_block
 from vtalign_jax.models.lora import Build, Linear
 
 
-def normalize_frames(frames: Array) -> Array:
-    """Return float32 in [-1, 1] for uint8 frames, as every SmolVLM processor does."""
-    return frames.astype(jnp.float32) / 127.5 - 1.0
-
-
 def position_ids(height: int, width: int, patches_per_side: int) -> np.ndarray:
     """Return the row of the position table that each patch of a frame takes.
 

@@ -1,0 +1,233 @@
+"""The files of a base model: where they are, what tensors they hold, what identifies them."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from vtalign_jax.errors import UserError
+
+TINY = "tiny"
+INDEX = "model.safetensors.index.json"
+_DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a safetensors file, read when asked for.
+
+    Attributes:
+      file: the file.
+      dtype: of the stored values.
+      shape: as stored, PyTorch's layout.
+      offset: bytes from the start of the file.
+    """
+
+    file: Path
+    dtype: Any
+    shape: tuple[int, ...]
+    offset: int
+
+    def array(self) -> np.ndarray:
+        """Return the values as a read-only view of the file; nothing is copied."""
+        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape or (1,)).reshape(
+            self.shape
+        )
+
+
+def resolve_base(base: str) -> Path:
+    """Return the directory of a base model, downloading or writing it on first use.
+
+    Args:
+      base: a checkpoint directory, a Hugging Face hub id, or "tiny" for the demo's small random
+        model, which is written to the user's cache.
+
+    Raises:
+      UserError: there is no such directory, or the download failed.
+    """
+    if base == TINY:
+        return _tiny_directory()
+    directory = Path(base).expanduser()
+    if directory.is_dir():
+        return directory
+    if base.count("/") != 1 or base.startswith((".", "/", "~")):
+        raise UserError(
+            f"no base model at {base!r}; give a directory with config.json and safetensors files, "
+            "a Hugging Face hub id such as HuggingFaceTB/SmolVLM2-2.2B-Instruct, or tiny"
+        )
+    return _download(base)
+
+
+def read_json(directory: Path, name: str) -> dict[str, Any]:
+    """Return a JSON file of the directory.
+
+    Raises:
+      UserError: it is missing or not JSON.
+    """
+    file = directory / name
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{directory} has no {name}; is it a Hugging Face checkpoint directory?"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}; download it again") from None
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of the directory's safetensors files by its key.
+
+    A sharded index is followed; without one, `model.safetensors` is read, or else every
+    safetensors file in the directory.
+
+    Raises:
+      UserError: no such file, a file or tensor that the index names is missing, a broken file.
+    """
+    directory = Path(directory)
+    if (directory / INDEX).is_file():
+        return _indexed(directory)
+    tensors = {}
+    for file in weight_files(directory):
+        tensors.update(_tensors_of(file))
+    return tensors
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Return the safetensors files that make up the model, sorted by name.
+
+    Raises:
+      UserError: there is none, or one that the index names is missing.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"no base model directory {directory}; is the path right?")
+    if (directory / INDEX).is_file():
+        names = sorted(set(read_json(directory, INDEX).get("weight_map", {}).values()))
+        files = [directory / name for name in names]
+    elif (directory / "model.safetensors").is_file():
+        files = [directory / "model.safetensors"]
+    else:
+        files = sorted(directory.glob("*.safetensors"))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise UserError(
+            f"{directory} lacks {', '.join(missing)}, named by {INDEX}; download it again"
+        )
+    if not files:
+        raise UserError(
+            f"{directory} holds no safetensors file; other weight formats are not read, "
+            "save the model with transformers' save_pretrained"
+        )
+    return files
+
+
+def base_fingerprint(directory: Path) -> str:
+    """Return a hash that tells base models apart without reading them whole.
+
+    Taken over `config.json`, `tokenizer.json` and, of every weight file, its size, its header and
+    64 evenly spaced samples of 4 KiB.
+
+    Returns:
+      16 hexadecimal digits.
+
+    Raises:
+      UserError: see `weight_files`.
+    """
+    digest = hashlib.sha256()
+    directory = Path(directory)
+    for name in ("config.json", "tokenizer.json"):
+        if (directory / name).is_file():
+            digest.update((directory / name).read_bytes())
+    for file in weight_files(directory):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(8 + _header_size(file)))
+            for i in range(_SAMPLES):
+                stream.seek(i * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _indexed(directory: Path) -> dict[str, StoredTensor]:
+    weight_map = read_json(directory, INDEX).get("weight_map", {})
+    files = {file.name: _tensors_of(file) for file in weight_files(directory)}
+    absent = [key for key, name in weight_map.items() if key not in files[name]]
+    if absent:
+        raise UserError(f"{directory}: {INDEX} names tensors that its files lack: {absent[:5]}")
+    return {key: tensor for tensors in files.values() for key, tensor in tensors.items()}
+
+
+def _header_size(file: Path) -> int:
+    with file.open("rb") as stream:
+        return int.from_bytes(stream.read(8), "little")
+
+
+def _tensors_of(file: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of one file. Source: the safetensors format, version 0.4."""
+    size, start = file.stat().st_size, 8 + _header_size(file)
+    try:
+        if size < start:
+            raise ValueError("it ends inside its header")
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(start)[8:])
+    except ValueError as error:
+        raise UserError(f"{file} is not a whole safetensors file: {error}") from None
+    header.pop("__metadata__", None)
+    tensors = {}
+    for key, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise UserError(
+                f"{file}: {key} is stored as {entry['dtype']}; supported are {', '.join(_DTYPES)}"
+            )
+        begin, end = entry["data_offsets"]
+        if start + end > size:
+            raise UserError(f"{file} is not a whole safetensors file: {key} is cut off")
+        dtype = _DTYPES[entry["dtype"]]
+        tensors[key] = StoredTensor(file, dtype, tuple(entry["shape"]), start + begin)
+    return tensors
+
+
+def _download(hub_id: str) -> Path:
+    import huggingface_hub  # only a hub id needs it, and it takes half a second
+
+    print(f"looking up {hub_id} on the Hugging Face hub (downloaded on first use)", flush=True)
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=_DOWNLOADED))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot get base model {hub_id!r} from the Hugging Face hub ({reason}); check the name "
+            "and the network, or give the directory of a downloaded copy"
+        ) from None
+
+
+def _tiny_directory() -> Path:
+    """Return the tiny checkpoint in the cache, written under a temporary name first."""
+    from vtalign_jax.interop import tiny  # trains a tokenizer: not needed by any real base
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtalign_jax"
+    directory = cache / f"tiny-{tiny.VERSION}"
+    if directory.is_dir():
+        return directory
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix="tiny-", dir=cache))
+    try:
+        tiny.write_tiny_checkpoint(partial)
+        partial.rename(directory)
+    except OSError:
+        if not directory.is_dir():  # another process may have been first
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return directory

@@ -1,0 +1,267 @@
+"""Hugging Face weights into the model: one table of keys, checked both ways, read leaf by leaf."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vtalign_jax.errors import UserError
+from vtalign_jax.interop.base_files import StoredTensor, read_json, resolve_base, stored_tensors
+from vtalign_jax.models import parameters
+from vtalign_jax.models.configuration import SmolVLMConfig
+from vtalign_jax.models.lora import AdapterConfig
+from vtalign_jax.models.smolvlm import SmolVLM
+
+# Our path -> Hugging Face's key, and the axes of Hugging Face's tensor in our order.
+KEY_RULES: tuple[tuple[str, tuple[str, tuple[int, ...] | None]], ...] = (
+    (
+        r"(vision_model\.embeddings\.patch_embedding)\.kernel",
+        (r"model.\1.weight", (2, 3, 1, 0)),  # [out, in, height, width] of a convolution
+    ),
+    (
+        r"((?:vision_model\.encoder|connector|text_model)\..+)\.kernel",
+        (r"model.\1.weight", (1, 0)),  # [out, in]
+    ),
+    (r"(lm_head)\.kernel", (r"\1.weight", (1, 0))),
+    (r"(.+)\.(?:scale|embedding)", (r"model.\1.weight", None)),
+    (r"(.+)\.bias", (r"model.\1.bias", None)),
+)
+_ADAPTER_LEAF = r".*\.lora_[ab]"
+_STACK = re.compile(r"\.(tuned_)?layers\.")
+_ANY_TEXT_LEAF = "text_model.layers.input_layernorm.scale"
+_FLOATS = ("float32", "bfloat16", "float16")
+
+ShardingOf = Callable[[str], jax.sharding.Sharding | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where one leaf of the model comes from.
+
+    Attributes:
+      keys: Hugging Face's keys, one a stacked block, or a single one.
+      axes: the order in which the stored tensor's axes are taken; None as stored.
+      is_stacked: whether the leaf has a leading axis of blocks.
+    """
+
+    keys: tuple[str, ...]
+    axes: tuple[int, ...] | None
+    is_stacked: bool
+
+
+def read_config(directory: Path) -> SmolVLMConfig:
+    """Return the model's numbers from a checkpoint directory.
+
+    A checkpoint that holds `lm_head.weight` is not tied, whatever its configuration says:
+    transformers too then keeps the two apart unless they are equal.
+
+    Raises:
+      UserError: no such directory or file, or another architecture.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"no base model directory {directory}; is the path right?")
+    config = SmolVLMConfig.from_hf(read_json(directory, "config.json"))
+    if config.tie_word_embeddings and "lm_head.weight" in stored_tensors(directory):
+        config = dataclasses.replace(config, tie_word_embeddings=False)
+    return config
+
+
+def hugging_face_sources(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Source]:
+    """Return where each leaf comes from; adapters have no source and are left out.
+
+    Args:
+      abstract: `{path: shape and dtype}` of a `SmolVLM`.
+
+    Raises:
+      ValueError: a leaf that not exactly one of `KEY_RULES` matches.
+    """
+    paths = [path for path in abstract if not re.fullmatch(_ADAPTER_LEAF, path)]
+    rules = [
+        (pattern, (pattern, *target))
+        for pattern, target in KEY_RULES
+        if any(parameters.matches(pattern, path) for path in paths)
+    ]
+    lower = abstract[_ANY_TEXT_LEAF].shape[0] if _ANY_TEXT_LEAF in abstract else 0
+    sources = {}
+    for path, (pattern, template, axes) in parameters.match(rules, paths).items():
+        key = re.sub(pattern, template, path)
+        stack = _STACK.search(key)
+        if stack is None:
+            sources[path] = Source((key,), axes, is_stacked=False)
+            continue
+        first = lower if stack[1] else 0
+        numbers = range(first, first + abstract[path].shape[0])
+        keys = tuple(_STACK.sub(f".layers.{n}.", key) for n in numbers)
+        sources[path] = Source(keys, axes, is_stacked=True)
+    return sources
+
+
+def load_into(
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    directory: Path,
+    sharding_of: ShardingOf | None = None,
+    dtype: str | Callable[[str], str] | None = None,
+) -> dict[str, jax.Array]:
+    """Return the leaves that a checkpoint holds, each put straight onto its devices.
+
+    One leaf at a time is in host memory, of which a process reads only what its devices hold.
+
+    Args:
+      abstract: `{path: shape and dtype}` of a `SmolVLM`, paths without prefix.
+      directory: a Hugging Face checkpoint directory.
+      sharding_of: path -> where the leaf lies; None (the function or its answer) for the default
+        device.
+      dtype: storage of every leaf, or a function of its path; None for the abstract leaf's.
+
+    Returns:
+      `{path: array}` of every leaf but the adapters'.
+
+    Raises:
+      UserError: a missing or broken file, or tensors that do not fit the model; all missing keys,
+        unexpected keys and wrong shapes are named at once.
+    """
+    sources = hugging_face_sources(abstract)
+    tensors = stored_tensors(Path(directory))
+    _check_fit(sources, abstract, tensors, directory)
+    leaves = {}
+    for path, source in sources.items():
+        kind = dtype(path) if callable(dtype) else dtype or abstract[path].dtype
+        sharding = sharding_of(path) if sharding_of else None
+        shape = abstract[path].shape
+        leaves[path] = _load_leaf(source, tensors, shape, jnp.dtype(kind), sharding)
+    return leaves
+
+
+def load_smolvlm(
+    path_or_hub_id: str | Path,
+    dtype: str = "float32",
+    adapters: AdapterConfig | None = None,
+    shardings: ShardingOf | None = None,
+) -> SmolVLM:
+    """Return the model holding a checkpoint's weights.
+
+    Args:
+      path_or_hub_id: directory or hub id of a `SmolVLMForConditionalGeneration` or
+        `Idefics3ForConditionalGeneration`, in safetensors; or "tiny".
+      dtype: storage and compute dtype, "float32", "bfloat16" or "float16".
+      adapters: where LoRA is added (with no effect until trained); None for none.
+      shardings: path -> `jax.sharding.Sharding`, or None for the default device.
+
+    Raises:
+      UserError: no such checkpoint, another architecture, or tensors that do not fit it.
+    """
+    if str(dtype) not in _FLOATS:
+        raise UserError(f"dtype must be one of {', '.join(_FLOATS)}, got {dtype!r}")
+    directory = resolve_base(str(path_or_hub_id))
+    config = read_config(directory)
+
+    def make() -> SmolVLM:
+        kinds = {"param_dtype": dtype, "compute_dtype": dtype}
+        return SmolVLM(config, adapters, rngs=nnx.Rngs(0), **kinds)
+
+    bind, abstract = parameters.abstract(make)
+    leaves = load_into(abstract, directory, shardings)
+
+    @jax.jit
+    def adapter_leaves() -> dict[str, jax.Array]:
+        made = parameters.parameters_of(make())
+        return {path: value for path, value in made.items() if path not in leaves}
+
+    return bind({**leaves, **adapter_leaves()})
+
+
+def _load_leaf(
+    source: Source,
+    tensors: Mapping[str, StoredTensor],
+    shape: tuple[int, ...],
+    dtype: Any,
+    sharding: jax.sharding.Sharding | None,
+) -> jax.Array:
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        keys = source.keys[index[0]] if source.is_stacked else source.keys
+        inner = index[1:] if source.is_stacked else index
+        parts = [_oriented(tensors[key], source.axes)[inner] for key in keys]
+        out = np.empty((len(parts), *parts[0].shape), dtype)
+        for i, part in enumerate(parts):
+            out[i] = part
+        return out if source.is_stacked else out[0]
+
+    if sharding is None:
+        return jnp.asarray(read((slice(None),) * len(shape)))
+    made: dict[str, np.ndarray] = {}  # replicas ask for the same part again
+
+    def once(index: tuple[slice, ...]) -> np.ndarray:
+        name = str(index)
+        if name not in made:
+            made[name] = read(index)
+        return made[name]
+
+    return jax.make_array_from_callback(shape, sharding, once)
+
+
+def _oriented(tensor: StoredTensor, axes: tuple[int, ...] | None) -> np.ndarray:
+    return tensor.array() if axes is None else tensor.array().transpose(axes)
+
+
+def _check_fit(
+    sources: Mapping[str, Source],
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    tensors: Mapping[str, StoredTensor],
+    directory: Path,
+) -> None:
+    """Raise one UserError that names every missing key, unexpected key and wrong shape."""
+    expected = {key: path for path, source in sources.items() for key in source.keys}
+    wrong = []
+    for path, source in sources.items():
+        ours = abstract[path].shape[source.is_stacked :]
+        for key in source.keys:
+            shape = tensors[key].shape if key in tensors else None
+            taken = shape if source.axes is None or shape is None else _permuted(shape, source.axes)
+            if shape is not None and taken != ours:
+                wrong.append(f"{key} is {shape}, config.json asks for {_unpermuted(ours, source)}")
+    problems = {
+        "missing": _ranges(key for key in expected if key not in tensors),
+        "unexpected": _ranges(key for key in tensors if key not in expected),
+        "wrong shape": wrong,
+    }
+    found = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
+    if found:
+        raise UserError(
+            f"the weights in {directory} do not fit its config.json: {'; '.join(found)}; "
+            "use the files of one and the same checkpoint"
+        )
+
+
+def _permuted(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    return tuple(shape[axis] for axis in axes) if len(shape) == len(axes) else None
+
+
+def _unpermuted(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
+    if source.axes is None:
+        return tuple(shape)
+    return tuple(shape[source.axes.index(axis)] for axis in range(len(shape)))
+
+
+def _ranges(keys: Iterable[str]) -> list[str]:
+    """Return the keys, those that differ by their block's number only as one: `layers.{0-23}.`."""
+    groups: dict[str, list[int]] = {}
+    for key in keys:
+        number = re.search(r"\.layers\.(\d+)\.", key)
+        name = re.sub(r"\.layers\.\d+\.", ".layers.{}.", key)
+        groups.setdefault(name, []).extend([int(number[1])] if number else [])
+    return [name.replace("{}", _span(sorted(numbers))) for name, numbers in groups.items()]
+
+
+def _span(numbers: list[int]) -> str:
+    """Return `3`, `{0-23}` or `{0,4,7}`."""
+    if len(numbers) < 2:
+        return "".join(map(str, numbers))
+    whole = numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{{{numbers[0]}-{numbers[-1]}}}" if whole else f"{{{','.join(map(str, numbers))}}}"
