@@ -207,8 +207,8 @@ def _download(hub_id: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"cannot get base model {hub_id!r} from the Hugging Face hub ({reason}); check the name "
-            "and the network, or give the directory of a downloaded copy"
+            f"cannot get base model {hub_id!r} from the Hugging Face hub ({reason}); check the "
+            "name and the network, or give the directory of a downloaded copy"
         ) from None
 
 

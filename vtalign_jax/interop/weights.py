@@ -103,6 +103,14 @@ def hugging_face_sources(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[s
     return sources
 
 
+def source_shape(source: Source, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of each tensor that makes up a leaf of `shape`, in Hugging Face's layout."""
+    inner = tuple(shape[source.is_stacked :])
+    if source.axes is None:
+        return inner
+    return tuple(inner[source.axes.index(axis)] for axis in range(len(inner)))
+
+
 def load_into(
     abstract: Mapping[str, jax.ShapeDtypeStruct],
     directory: Path,
@@ -225,7 +233,8 @@ def _check_fit(
             shape = tensors[key].shape if key in tensors else None
             taken = shape if source.axes is None or shape is None else _permuted(shape, source.axes)
             if shape is not None and taken != ours:
-                wrong.append(f"{key} is {shape}, config.json asks for {_unpermuted(ours, source)}")
+                needed = source_shape(source, abstract[path].shape)
+                wrong.append(f"{key} is {shape}, config.json asks for {needed}")
     problems = {
         "missing": _ranges(key for key in expected if key not in tensors),
         "unexpected": _ranges(key for key in tensors if key not in expected),
@@ -241,12 +250,6 @@ def _check_fit(
 
 def _permuted(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...] | None:
     return tuple(shape[axis] for axis in axes) if len(shape) == len(axes) else None
-
-
-def _unpermuted(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
-    if source.axes is None:
-        return tuple(shape)
-    return tuple(shape[source.axes.index(axis)] for axis in range(len(shape)))
 
 
 def _ranges(keys: Iterable[str]) -> list[str]:

@@ -1,0 +1,177 @@
+"""Clips and texts as token ids, laid out as SmolVLM's processor does, without PyTorch.
+
+Source: `SmolVLMProcessor.replace_video_token` and its `DEFAULT_CHAT_TEMPLATE`, transformers 5.
+"""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from num2words import num2words
+
+from vtalign_jax.errors import UserError
+from vtalign_jax.interop.base_files import read_json
+from vtalign_jax.models.configuration import SmolVLMConfig
+
+_TURN_START = "<|im_start|>User: "
+_VIDEO_INTRO = (
+    "You are provided the following series of {frames} frames from a {duration} [H:MM:SS] video.\n"
+)
+_FRAME_LABEL = "\nFrame from {minutes:02d}:{seconds:02d}:"
+_VIDEO_OUTRO = "\n\n"
+
+# Attribute of Hugging Face's tokenizer -> the token, unless tokenizer_config.json names another.
+_TOKENS = {
+    "fake_image_token": "<fake_token_around_image>",
+    "global_image_token": "<global-img>",  # several tokens in SmolVLM-Instruct
+    "image_token": "<image>",
+    "end_of_utterance_token": "<end_of_utterance>",
+}
+_CACHED_CLIPS = 4096
+
+
+class ClipTokenizer:
+    """The checkpoint's own tokenizer and the layout of its chat turns.
+
+    Attributes:
+      image_size: side of the square frames the model takes, in pixels.
+      tokens_per_frame: image tokens of one frame (`Q`).
+      pad_id: the id that fills up rows.
+    """
+
+    def __init__(self, directory: str | Path):
+        """Read `config.json`, `tokenizer.json` and `tokenizer_config.json`.
+
+        Args:
+          directory: a Hugging Face checkpoint directory.
+
+        Raises:
+          UserError: a missing or broken file, or a tokenizer that is not this model's.
+        """
+        directory = Path(directory)
+        config = SmolVLMConfig.from_hf(read_json(directory, "config.json"))
+        read_json(directory, "tokenizer.json")  # missing or broken: says so
+        settings = read_json(directory, "tokenizer_config.json")
+        self.image_size = config.vision.image_size
+        self.tokens_per_frame = config.tokens_per_frame
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._names = _token_names(settings)
+        self._clips: dict[tuple, np.ndarray] = {}
+        image_token = self._names["image_token"]
+        if self._tokenizer.token_to_id(image_token) != config.image_token_id:
+            raise UserError(
+                f"the tokenizer in {directory} gives {image_token} the id "
+                f"{self._tokenizer.token_to_id(image_token)}, config.json says "
+                f"{config.image_token_id}; use the files of one and the same checkpoint"
+            )
+        self.pad_id = _pad_id(settings, self._tokenizer)
+
+    def encode_clip(self, frame_times: Sequence[float], window_seconds: float) -> np.ndarray:
+        """Return the user turn that holds one video.
+
+        Args:
+          frame_times: seconds from the clip's start, one a frame, ascending. A time before the
+            start (the frame shown at the start began earlier) counts as 0.
+          window_seconds: length of the clip's window, said in the intro.
+
+        Returns:
+          int32[n], as `SmolVLMProcessor` gives for this clip alone; do not change it.
+
+        Raises:
+          ValueError: no frame.
+        """
+        if not len(frame_times):
+            raise ValueError("a clip has at least one frame")
+        seconds = tuple(max(int(np.floor(time)), 0) for time in frame_times)
+        key = (seconds, int(window_seconds))
+        if key not in self._clips:
+            if len(self._clips) >= _CACHED_CLIPS:
+                self._clips.clear()
+            self._clips[key] = self._encode(self._clip_turn(*key))
+        return self._clips[key]
+
+    def encode_text(self, text: str, max_tokens: int | None = None) -> np.ndarray:
+        """Return the user turn that holds a text.
+
+        Args:
+          text: what the clip shows.
+          max_tokens: longest result; the text is cut, never the end of the turn, whose last
+            position is pooled. None for no limit.
+
+        Returns:
+          int32[n].
+
+        Raises:
+          ValueError: `max_tokens` leaves no room for the turn itself.
+        """
+        ids = self._encode(f"{_TURN_START}{text}{self._turn_end()}")
+        if max_tokens is None or len(ids) <= max_tokens:
+            return ids
+        end = self._encode(self._turn_end(), is_start=False)
+        start = self._encode(_TURN_START)
+        if max_tokens < len(start) + len(end):
+            raise ValueError(f"a turn alone takes {len(start) + len(end)} tokens, not {max_tokens}")
+        return np.concatenate([ids[: max_tokens - len(end)], end])
+
+    def max_clip_tokens(self, frames: int, window_seconds: float) -> int:
+        """Return the length of the longest clip turn (`S`).
+
+        Args:
+          frames: the most frames a clip has; fewer are considered too.
+          window_seconds: length of the window; its frames lie in it or at its ends.
+        """
+        last = int(window_seconds)
+        steady = [
+            len(self._encode(self._frame(second), is_start=False)) for second in range(last + 1)
+        ]
+        intros = {
+            len(self._encode(self._clip_turn((second,) * count, last)))
+            - (count - 1) * steady[second]
+            + (count - 1) * max(steady)
+            for count in range(1, frames + 1)
+            for second in range(last + 1)
+        }
+        return max(intros)
+
+    def _clip_turn(self, seconds: Sequence[int], duration: int) -> str:
+        intro = _VIDEO_INTRO.format(
+            frames=num2words(len(seconds)), duration=datetime.timedelta(seconds=duration)
+        )
+        shown = "".join(self._frame(second) for second in seconds)
+        return f"{_TURN_START}{intro}{shown}{_VIDEO_OUTRO}{self._turn_end()}"
+
+    def _frame(self, second: int) -> str:
+        names = self._names
+        label = _FRAME_LABEL.format(minutes=second // 60, seconds=second % 60)
+        images = names["image_token"] * self.tokens_per_frame
+        fake = names["fake_image_token"]
+        return f"{label}{fake}{names['global_image_token']}{images}{fake}"
+
+    def _turn_end(self) -> str:
+        return f"{self._names['end_of_utterance_token']}\n"
+
+    def _encode(self, text: str, *, is_start: bool = True) -> np.ndarray:
+        """Return int32[n]; at the start of a sequence a tokenizer may add a token of its own."""
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=is_start).ids, np.int32)
+
+
+def _token_names(settings: Mapping[str, Any]) -> dict[str, str]:
+    extra = settings.get("extra_special_tokens")
+    named = {**settings, **(extra if isinstance(extra, Mapping) else {})}
+    return {name: _content(named.get(name)) or default for name, default in _TOKENS.items()}
+
+
+def _content(token: str | Mapping[str, Any] | None) -> str | None:
+    """Return the string of a token that may be written as an AddedToken's fields."""
+    return token["content"] if isinstance(token, Mapping) else token
+
+
+def _pad_id(settings: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> int:
+    names = (_content(settings.get(name)) for name in ("pad_token", "eos_token"))
+    ids = [tokenizer.token_to_id(name) for name in names if name]
+    return next((i for i in ids if i is not None), 0)
