@@ -125,22 +125,20 @@ class ClipTokenizer:
           frames: the most frames a clip has; fewer are considered too.
           window_seconds: length of the window; its frames lie in it or at its ends.
         """
-        last = int(window_seconds)
-        steady = [
-            len(self._encode(self._frame(second), is_start=False)) for second in range(last + 1)
-        ]
-        intros = {
-            len(self._encode(self._clip_turn((second,) * count, last)))
-            - (count - 1) * steady[second]
-            + (count - 1) * max(steady)
+        duration = int(window_seconds)
+        seconds = range(duration + 1)
+        frame = max(len(self._encode(self._frame(s), is_start=False)) for s in seconds)
+        turn = max(  # of one frame, whose label may join the intro in one token
+            len(self._encode(self._clip_turn((s,), duration, count)))
+            for s in seconds
             for count in range(1, frames + 1)
-            for second in range(last + 1)
-        }
-        return max(intros)
+        )
+        return turn + (frames - 1) * frame
 
-    def _clip_turn(self, seconds: Sequence[int], duration: int) -> str:
+    def _clip_turn(self, seconds: Sequence[int], duration: int, count: int | None = None) -> str:
+        """Return the turn's string; `count` is said in the intro instead of the frames shown."""
         intro = _VIDEO_INTRO.format(
-            frames=num2words(len(seconds)), duration=datetime.timedelta(seconds=duration)
+            frames=num2words(count or len(seconds)), duration=datetime.timedelta(seconds=duration)
         )
         shown = "".join(self._frame(second) for second in seconds)
         return f"{_TURN_START}{intro}{shown}{_VIDEO_OUTRO}{self._turn_end()}"
