@@ -1,0 +1,1 @@
+"""The TFDS dataset of clip-text pairs."""

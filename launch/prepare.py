@@ -1,0 +1,103 @@
+r"""Annotations + videos -> a TFDS dataset of clip-text pairs in ArrayRecord.
+
+python launch/prepare.py --annotations=train.json,val.json --videos=videos --out=datasets/dst_clips
+
+Frames are found by uid below --videos, as video files or as ProAssist Arrow frames;
+--layout=assembly101 knows that dataset's names. What cannot be used is left out, named in
+<out>/skipped.jsonl, and counted in the table at the end.
+"""
+
+import os
+
+from absl import flags, logging
+from etils import epath
+
+from data.dst_clips.write import dataset_path, existing_fingerprint, write_dataset
+from vtalign_jax import commandline
+from vtalign_jax.dst import report
+from vtalign_jax.dst.nodes import Skip
+from vtalign_jax.dst.plan import Plan, Settings, make_plan
+from vtalign_jax.errors import UserError
+
+_DEFAULT = Settings("", "")
+
+flags.DEFINE_string("annotations", "", "Comma-separated files or globs; train.json gives a split.")
+flags.DEFINE_string("videos", "", "Comma-separated folders of video files or Arrow frames.")
+flags.DEFINE_string("out", "datasets/dst_clips", "Where the dataset goes.")
+flags.DEFINE_string("layout", "", "Names of a known dataset's files: assembly101.")
+flags.DEFINE_string("fit", "", "square or center_crop; default: the layout's, else square.")
+flags.DEFINE_integer("rotate", None, "Degrees counter-clockwise; default: the layout's, else 0.")
+flags.DEFINE_float("source_fps", None, "Frame rate behind Arrow frames that nothing else tells.")
+flags.DEFINE_integer("limit_videos", 0, "Take this many videos only, for a first try; 0: all.")
+flags.DEFINE_integer("image_size", _DEFAULT.image_size, "Edge of the stored square, in pixels.")
+flags.DEFINE_integer("frames", _DEFAULT.frames, "Frames a clip.")
+flags.DEFINE_float("window_seconds", _DEFAULT.window_seconds, "Length of a clip, in seconds.")
+flags.DEFINE_string("levels", _DEFAULT.levels, "leaves, all, or some of step,substep,action.")
+flags.DEFINE_float("max_skipped", 0.05, "Share of the clips that may be left out.")
+flags.DEFINE_string("on_leakage", _DEFAULT.on_leakage, "error, or drop from train.")
+flags.DEFINE_float("val_fraction", _DEFAULT.val_fraction, "Recordings for val if none is given.")
+flags.DEFINE_integer("workers", 0, "Decoding processes; 0: one a core.")
+flags.DEFINE_boolean("overwrite", False, "Replace another dataset that stands below --out.")
+
+
+def main() -> None:
+    """Plan, render, write, report."""
+    logging.set_verbosity(logging.WARNING)
+    args = flags.FLAGS
+    settings = Settings(**{name: args[name].value for name in Settings.__dataclass_fields__})
+    if not 0 <= args.max_skipped <= 1:
+        raise UserError(f"--max_skipped must lie in [0, 1], got {args.max_skipped}")
+    print(f"reading {settings.annotations}", flush=True)
+    plan = make_plan(settings)
+    report.print_warnings(plan.warnings)
+    if _is_done(plan, args.out, args.overwrite):
+        print(f"{dataset_path(args.out)} holds exactly this already, nothing to do")
+    else:
+        _write(plan, args.out, args.max_skipped, args.workers or os.cpu_count() or 1)
+    print(f"next: python launch/train.py --config=configs/pretrain.py --config.data.dir={args.out}")
+
+
+def _is_done(plan: Plan, out: str, overwrite: bool) -> bool:
+    """Return whether the planned dataset stands below `out` already."""
+    found = existing_fingerprint(out)
+    if found is None or overwrite:
+        return False
+    if found != plan.fingerprint:
+        raise UserError(
+            f"{dataset_path(out)} holds another dataset; replace it with --overwrite, or give "
+            "another --out"
+        )
+    return True
+
+
+def _write(plan: Plan, out: str, max_skipped: float, workers: int) -> None:
+    skipped = epath.Path(out) / "skipped.jsonl"
+
+    def check_skips(skips: list[Skip], taken: int) -> None:
+        report.write_skips(skips, skipped)
+        report.check_share(skips, taken, max_skipped, skipped)
+
+    try:
+        check_skips(plan.skips, plan.num_clips)
+    except OSError as error:
+        raise UserError(f"cannot write below --out={out}: {error}") from None
+    if not plan.jobs:
+        where = f"{plan.settings.annotations} at --levels={plan.settings.levels}"
+        raise UserError(f"no usable node in {where}; see {skipped}")
+    videos = len({job.source.path for jobs in plan.jobs.values() for job in jobs})
+    print(f"rendering {plan.num_clips} clips of {videos} videos, {workers} process(es)", flush=True)
+    progress = report.ProgressLine(plan.num_clips, "prepare")
+    written = write_dataset(
+        plan,
+        out,
+        workers,
+        lambda job, done: progress.advance(len(done.records), len(done.skips)),
+        check_skips,
+    )
+    progress.close()
+    print(report.closing_table(written.tables, written.skips, plan.dropped))
+    print(f"wrote {written.path} ({written.num_bytes / 1e6:.1f} MB), skipped clips in {skipped}")
+
+
+if __name__ == "__main__":
+    commandline.run(main, required=("annotations", "videos", "out"))

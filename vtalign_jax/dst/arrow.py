@@ -1,0 +1,104 @@
+"""ProAssist Arrow frames: an Arrow IPC stream of base64 JPEGs, about two a second.
+
+Every `step`-th frame of the video was kept, so row k shows the time from `k * step / source_fps`
+on, and the rate is 2.0 only for 30 and 60 frames a second (2.141 for 29.97).
+"""
+
+import base64
+import binascii
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+from etils import epath
+
+from vtalign_jax.dst.faults import EPSILON, FrameError, FrameFault
+
+_COLUMNS = ("frame", "image")
+
+
+def row_step(source_fps: float) -> int:
+    """Return how many source frames a row stands for."""
+    return int((int(source_fps) + 0.5) // 2)
+
+
+class ArrowFrames:
+    """The rows of one Arrow file, memory-mapped; only the rows asked for are decoded."""
+
+    def __init__(self, path: str, source_fps: float) -> None:
+        """Open the file.
+
+        Args:
+          path: an Arrow IPC stream with a string column `frame` or `image`.
+          source_fps: frame rate of the video that the rows were taken from, frames a second.
+
+        Raises:
+          FrameError: no Arrow stream, no such column, or a frame rate below 2.
+        """
+        self._path = path
+        step = row_step(source_fps)
+        if step < 1:
+            raise FrameError("frame rate below 2", f"{path}: {source_fps:g} frames a second")
+        self._seconds = step / source_fps
+        self._damage = ""
+        try:
+            self._file = _open_file(path)
+            self._columns, self._starts = self._read_batches(pa.ipc.open_stream(self._file))
+        except (pa.ArrowException, OSError) as error:
+            raise FrameError("unreadable Arrow file", f"{path}: {error}") from None
+
+    def _read_batches(self, reader: Any) -> tuple[list[Any], list[int]]:
+        """Return the picture column of each record batch and the rows before it, uncopied."""
+        name = next((name for name in _COLUMNS if name in reader.schema.names), None)
+        if name is None:
+            detail = f"{self._path}: no column {' or '.join(_COLUMNS)}"
+            raise FrameError("unreadable Arrow file", detail)
+        columns, starts, self._rows = [], [], 0
+        try:
+            for batch in reader:
+                columns.append(batch.column(name))
+                starts.append(self._rows)
+                self._rows += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            self._damage = f"{self._path} is cut off after row {self._rows}: {error}"
+        return columns, starts
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first row's start to the last one's end."""
+        return self._rows * self._seconds
+
+    def close(self) -> None:
+        """Close the file."""
+        self._columns = []
+        self._file.close()
+
+    def frames_at(self, times: Sequence[float]) -> Iterator[tuple[float, bytes | FrameFault]]:
+        """Yield (time, JPEG bytes as stored), ascending; see `frames.FrameSource`."""
+        shown, picture = -1, None
+        for time in sorted(times):
+            row = math.floor((time + EPSILON) / self._seconds)
+            if row < 0:
+                continue
+            if row >= self._rows:
+                if self._damage:
+                    yield time, FrameFault("Arrow file cut off", self._damage)
+                continue
+            if row != shown:
+                shown, picture = row, self._picture(row)
+            yield time, picture
+
+    def _picture(self, row: int) -> bytes | FrameFault:
+        batch = next(n for n in reversed(range(len(self._starts))) if self._starts[n] <= row)
+        text = self._columns[batch][row - self._starts[batch]].as_py()
+        try:
+            return base64.b64decode(text or "", validate=True)
+        except (binascii.Error, ValueError) as error:
+            return FrameFault("damaged picture", f"{self._path} row {row}: {error}")
+
+
+def _open_file(path: str) -> Any:
+    if "://" in path:
+        return pa.PythonFile(epath.Path(path).open("rb"), mode="r")
+    return pa.memory_map(path)

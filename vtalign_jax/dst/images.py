@@ -1,0 +1,85 @@
+"""Pictures of any size -> JPEG bytes of the model's square."""
+
+import io
+
+from PIL import Image
+
+JPEG_QUALITY = 95
+MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded
+
+_ROTATIONS = {  # degrees counter-clockwise
+    90: Image.Transpose.ROTATE_90,
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_270,
+}
+
+
+def make_square(picture: Image.Image, size: int, fit: str, rotate: int) -> Image.Image:
+    """Return an RGB picture of size x size pixels.
+
+    Args:
+      picture: any size.
+      size: pixels.
+      fit: "square" squashes as SmolVLM's processors do (LANCZOS to the longest edge, then to the
+        square); "center_crop" resizes to cover and cuts the centre out.
+      rotate: degrees counter-clockwise, a multiple of 90; done first.
+
+    Source: transformers, `SmolVLMImageProcessorPil`, with which "square" agrees bit for bit.
+    """
+    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+    if rotate:
+        picture = picture.transpose(_ROTATIONS[rotate])
+    if fit == "center_crop":
+        return _cover(picture, size)
+    return _resize(_resize(picture, _longest_edge(*picture.size, size)), (size, size))
+
+
+def encode_jpeg(picture: Image.Image | bytes, size: int, fit: str, rotate: int) -> bytes:
+    """Return the picture as JPEG bytes of size x size pixels.
+
+    JPEG bytes that already have that size and are not to be turned come back untouched.
+
+    Raises:
+      ValueError: bytes that are no picture, damaged or too large.
+    """
+    if isinstance(picture, bytes):
+        opened = _open(picture)
+        if opened.size == (size, size) and opened.mode == "RGB" and not rotate:
+            return picture
+        picture = opened
+    buffer = io.BytesIO()
+    make_square(picture, size, fit, rotate).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(data), formats=("JPEG",))
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"picture of {width} x {height} pixels is too large")
+        picture.load()  # a JPEG that is cut short must fail here, not in training
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"no readable JPEG: {error}") from None
+    return picture
+
+
+def _longest_edge(width: int, height: int, size: int) -> tuple[int, int]:
+    """Return (width, height): the longest edge at `size`, the other even (as transformers)."""
+    ratio = width / height
+    if width >= height:
+        other = int(size / ratio)
+        return size, max(1, other + other % 2)
+    other = int(size * ratio)
+    return max(1, other + other % 2), size
+
+
+def _cover(picture: Image.Image, size: int) -> Image.Image:
+    scale = size / min(picture.size)
+    width, height = (max(size, round(edge * scale)) for edge in picture.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    return _resize(picture, (width, height)).crop((left, top, left + size, top + size))
+
+
+def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)

@@ -1,0 +1,68 @@
+"""What an annotation becomes: videos with a tree of nodes, and what had to be left out."""
+
+import dataclasses
+
+LEVELS = ("step", "substep", "action")  # from the root down
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One step, substep or action.
+
+    Attributes:
+      node_id: unique within the uid; the hierarchy is in it ("S1" > "S1.1" > "S1.1.a").
+      level: one of `LEVELS`.
+      start: seconds from the start of the video.
+      end: seconds from the start of the video, >= start.
+      name: the text, stripped.
+      ancestor_ids: nodes of the same uid, root first, parent last.
+      is_leaf: True if the annotation has no node below it.
+      note: remarks that are not part of the text.
+    """
+
+    node_id: str
+    level: str
+    start: float
+    end: float
+    name: str
+    ancestor_ids: tuple[str, ...] = ()
+    is_leaf: bool = True
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """One annotated video.
+
+    Attributes:
+      uid: as in the annotation.
+      nodes: in the order of the annotation.
+      dataset: name of the source dataset, "" if the annotation does not say.
+      split: "train", "val", "test", or "" as long as none is given.
+      source_fps: frame rate of the source video according to the annotation, frames a second.
+    """
+
+    uid: str
+    nodes: tuple[Node, ...]
+    dataset: str = ""
+    split: str = ""
+    source_fps: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip:
+    """Something that was left out, and why; one line of `skipped.jsonl`.
+
+    Attributes:
+      uid: the video ("" if the row does not say).
+      node_id: the node, "" if the whole video is left out.
+      reason: short and without values, so that equal reasons can be counted.
+      detail: the values.
+      clips: how many clips are lost by it.
+    """
+
+    uid: str
+    node_id: str
+    reason: str
+    detail: str = ""
+    clips: int = 1

@@ -1,0 +1,211 @@
+"""Everything `prepare` decides before a frame is decoded."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from vtalign_jax.dst.layouts import LAYOUTS, Finder, check_roots
+from vtalign_jax.dst.nodes import Skip, Video
+from vtalign_jax.dst.pairs import is_chosen, make_pairs, parse_levels
+from vtalign_jax.dst.readers import expand_paths, read_annotations
+from vtalign_jax.dst.records import Job, make_jobs
+from vtalign_jax.dst.splits import assign_splits, settle_leakage
+from vtalign_jax.dst.tree import build_videos
+from vtalign_jax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+FITS = ("square", "center_crop")
+ROTATIONS = (0, 90, 180, 270)
+ON_LEAKAGE = ("error", "drop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the flags of `prepare` say, as typed.
+
+    Attributes:
+      annotations: comma-separated files or globs.
+      videos: comma-separated folders of videos or Arrow frames.
+      layout: a key of `layouts.LAYOUTS`, or "".
+      fit: "square", "center_crop", or "" for the layout's own.
+      rotate: degrees counter-clockwise, or None for the layout's own.
+      source_fps: frame rate of Arrow frames whose video and annotation do not tell it.
+      limit_videos: videos to take, in turn from each split; 0 for all.
+      image_size: pixels.
+      frames: frames a clip.
+      window_seconds: length of a clip.
+      levels: "leaves", "all", or comma-separated levels.
+      on_leakage: "error" or "drop".
+      val_fraction: share of the recordings for val where the files give no split.
+    """
+
+    annotations: str
+    videos: str
+    layout: str = ""
+    fit: str = ""
+    rotate: int | None = None
+    source_fps: float | None = None
+    limit_videos: int = 0
+    image_size: int = 384
+    frames: int = 8
+    window_seconds: float = 4.0
+    levels: str = "leaves"
+    on_leakage: str = "error"
+    val_fraction: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be written.
+
+    Attributes:
+      jobs: by split, in the order of the files.
+      settings: as given.
+      skips: what is left out already.
+      dropped: clips removed from train because of leakage.
+      warnings: one sentence each.
+      fingerprint: hex SHA-256 over settings, sources, clip ids, texts and times.
+    """
+
+    jobs: dict[str, list[Job]]
+    settings: Settings
+    skips: list[Skip]
+    dropped: int
+    warnings: list[str]
+    fingerprint: str
+
+    @property
+    def num_clips(self) -> int:
+        """Pairs in all jobs."""
+        return sum(len(job.pairs) for jobs in self.jobs.values() for job in jobs)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise UserError for a value that is out of range, naming the flag."""
+    choices = {
+        "layout": ("", *LAYOUTS),
+        "fit": ("", *FITS),
+        "rotate": (None, *ROTATIONS),
+        "on_leakage": ON_LEAKAGE,
+    }
+    for name, allowed in choices.items():
+        if getattr(settings, name) not in allowed:
+            known = ", ".join(str(value) for value in allowed if value not in ("", None))
+            raise UserError(f"--{name} knows {known}, got {getattr(settings, name)!r}")
+    ranges = {
+        "limit_videos": (0, 10**9),
+        "image_size": (16, 4096),
+        "frames": (1, 64),
+        "window_seconds": (0.01, 3600.0),
+        "val_fraction": (0.0, 0.9),
+        "source_fps": (2.0, 1000.0),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name} must lie in [{low:g}, {high:g}], got {value}")
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Read the annotations, settle the splits and find the frames.
+
+    Raises:
+      UserError: a wrong flag, an unreadable annotation file, leakage, or no frames for any uid.
+    """
+    check_settings(settings)
+    levels = parse_levels(settings.levels)
+    roots = check_roots(settings.videos)
+    rows, skips = [], []
+    for path in expand_paths(settings.annotations):
+        file_rows, file_skips = read_annotations(path)
+        rows += file_rows
+        skips += file_skips
+    checked = build_videos(rows)
+    warnings = list(checked.warnings)
+    skips += checked.skips
+    videos, dropped, shared = settle_leakage(
+        assign_splits(checked.videos, settings.val_fraction), settings.on_leakage
+    )
+    if shared:
+        warnings.append(f"{shared} recording(s) stand in val and in test")
+    finder = Finder(
+        roots, settings.layout, settings.fit, settings.rotate, settings.source_fps or None
+    )
+    jobs, find_skips, find_warnings = _find_frames(videos, finder, settings, levels)
+    if find_skips and not jobs:
+        raise UserError(_no_frames(videos, find_skips, finder))
+    if settings.limit_videos:  # what is wrong elsewhere does not count
+        taken = {job.pairs[0].uid for split_jobs in jobs.values() for job in split_jobs}
+        skips = [skip for skip in skips if skip.uid in taken]
+    return Plan(
+        jobs=jobs,
+        settings=settings,
+        skips=skips + find_skips,
+        dropped=sum(is_chosen(node, levels) for video in dropped for node in video.nodes),
+        warnings=warnings + find_warnings,
+        fingerprint=_fingerprint(settings, jobs),
+    )
+
+
+def _find_frames(
+    videos: list[Video], finder: Finder, settings: Settings, levels: tuple[str, ...]
+) -> tuple[dict[str, list[Job]], list[Skip], list[str]]:
+    """Return the jobs of the videos that have frames, up to `limit_videos`."""
+    jobs: dict[str, list[Job]] = {}
+    skips, warnings, taken = [], [], 0
+    for video in _in_turn(videos) if settings.limit_videos else videos:
+        if settings.limit_videos and taken == settings.limit_videos:
+            break
+        pairs = make_pairs(video, levels, settings.window_seconds, settings.frames)
+        if not pairs:
+            continue
+        source, tried, warning = finder.find(video)
+        if source is None:
+            detail = f"tried {', '.join(tried)}"
+            skips.append(Skip(video.uid, "", "no frames", detail, len(pairs)))
+            continue
+        taken += 1
+        warnings += [warning] if warning else []
+        jobs.setdefault(video.split, []).extend(make_jobs(pairs, source, settings.image_size))
+    if settings.limit_videos and skips:
+        warnings.append(f"--limit_videos passed over {len(skips)} uid(s) without frames")
+        skips = [] if taken else skips
+    return {split: jobs[split] for split in SPLITS if split in jobs}, skips, warnings
+
+
+def _in_turn(videos: list[Video]) -> list[Video]:
+    """Return the videos ordered so that every split comes in turn."""
+    rank = dict.fromkeys(SPLITS, 0)
+    placed = []
+    for video in videos:
+        placed.append((rank[video.split], SPLITS.index(video.split), video))
+        rank[video.split] += 1
+    return [video for *_, video in sorted(placed, key=lambda item: item[:2])]
+
+
+def _no_frames(videos: list[Video], skips: list[Skip], finder: Finder) -> str:
+    first = skips[0]
+    missing = {skip.uid for skip in skips}
+    lost = [video for video in videos if video.uid in missing]
+    return f"no frames for uid {first.uid}; {first.detail}; {finder.suggestion(lost)}"
+
+
+def _fingerprint(settings: Settings, jobs: dict[str, list[Job]]) -> str:
+    """Hash what decides the records: not where the files lie, but what they are."""
+    content: dict[str, Any] = {
+        "format": 1,  # to be raised whenever the same plan gives other records
+        "image_size": settings.image_size,
+        "splits": {
+            split: [
+                (
+                    (job.source.name, job.source.num_bytes, job.source.fit, job.source.rotate),
+                    job.source.source_fps,
+                    [dataclasses.astuple(pair) for pair in job.pairs],
+                )
+                for job in split_jobs
+            ]
+            for split, split_jobs in jobs.items()
+        },
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,107 @@
+"""Pairs and a frame source -> records, as the TFDS builder stores them."""
+
+import dataclasses
+from typing import Any
+
+from vtalign_jax.dst.faults import FrameError, FrameFault
+from vtalign_jax.dst.frames import FrameSource, open_source
+from vtalign_jax.dst.images import encode_jpeg
+from vtalign_jax.dst.layouts import Source
+from vtalign_jax.dst.nodes import Skip
+from vtalign_jax.dst.pairs import Pair
+from vtalign_jax.dst.tree import SLACK_SECONDS
+
+PAIRS_A_JOB = 64  # bounds the memory of a worker, however long the video
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Some pairs of one video, neighbours in time: the unit of work of a worker process.
+
+    Attributes:
+      pairs: by time, at most `PAIRS_A_JOB`.
+      source: where the frames lie.
+      image_size: pixels, the edge of the stored square.
+    """
+
+    pairs: tuple[Pair, ...]
+    source: Source
+    image_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+    """What became of a job: records as the TFDS builder takes them, and the pairs left out."""
+
+    records: list[dict[str, Any]]
+    skips: list[Skip]
+
+
+def make_jobs(pairs: list[Pair], source: Source, image_size: int) -> list[Job]:
+    """Cut the pairs of one video (by time) into jobs."""
+    pieces = [pairs[n : n + PAIRS_A_JOB] for n in range(0, len(pairs), PAIRS_A_JOB)]
+    return [Job(tuple(piece), source, image_size) for piece in pieces]
+
+
+def render(job: Job) -> Rendered:
+    """Read the frames of a job in one forward pass and return its records.
+
+    Frames outside the video are dropped and the rest keep their own times; a pair without any
+    frame, or with a damaged one, is left out with a reason.
+    """
+    try:
+        source = open_source(job.source)
+    except FrameError as error:
+        skips = [Skip(p.uid, p.node_id, error.reason, error.detail) for p in job.pairs]
+        return Rendered([], skips)
+    try:
+        duration = source.duration
+        jpegs = _read_jpegs(source, job)
+    finally:
+        source.close()
+    rendered = Rendered([], [])
+    for pair in job.pairs:
+        found = [(time, jpegs[time]) for time in pair.times if time in jpegs]
+        fault = next((image for _, image in found if isinstance(image, FrameFault)), None)
+        if fault:
+            rendered.skips.append(Skip(pair.uid, pair.node_id, fault.reason, fault.detail))
+        elif not found or pair.node_start > duration + SLACK_SECONDS:
+            detail = f"{pair.node_start:.2f} to {pair.node_end:.2f} s of {duration:.2f} s"
+            skip = Skip(pair.uid, pair.node_id, "span outside the video", detail)
+            rendered.skips.append(skip)
+        else:
+            rendered.records.append(_record(pair, found, duration))
+    return rendered
+
+
+def _read_jpegs(source: FrameSource, job: Job) -> dict[float, bytes | FrameFault]:
+    """Return the encoded picture of each wanted time; equal pictures are encoded once."""
+    times = {time for pair in job.pairs for time in pair.times}
+    jpegs: dict[float, bytes | FrameFault] = {}
+    last, encoded = None, None
+    for time, picture in source.frames_at(sorted(times)):
+        if isinstance(picture, FrameFault):
+            jpegs[time] = picture
+            continue
+        if picture is not last:
+            last, encoded = picture, _encode(picture, time, job)
+        jpegs[time] = encoded
+    return jpegs
+
+
+def _encode(picture: Any, time: float, job: Job) -> bytes | FrameFault:
+    try:
+        return encode_jpeg(picture, job.image_size, job.source.fit, job.source.rotate)
+    except ValueError as error:
+        return FrameFault("damaged picture", f"{job.source.name} at {time:.2f} s: {error}")
+
+
+def _record(pair: Pair, found: list[tuple[float, bytes]], duration: float) -> dict[str, Any]:
+    fields = {field.name: getattr(pair, field.name) for field in dataclasses.fields(pair)}
+    del fields["times"]
+    fields["ancestor_ids"] = list(pair.ancestor_ids)
+    return fields | {
+        "frames": [image for _, image in found],
+        "frame_times": [time for time, _ in found],
+        "video_duration": duration,
+    }

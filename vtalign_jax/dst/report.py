@@ -1,0 +1,116 @@
+"""What `prepare` tells while it runs and at the end."""
+
+import collections
+import dataclasses
+import json
+import sys
+import time
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import tqdm
+from etils import epath
+
+from vtalign_jax.dst.nodes import Skip
+from vtalign_jax.errors import UserError
+
+_SECONDS_BETWEEN_LINES = 10.0
+_EXAMPLES = 3  # of each kind of warning
+
+
+class ProgressLine:
+    """A bar on a terminal, a plain line every ten seconds otherwise."""
+
+    def __init__(self, total: int, what: str) -> None:
+        """Start at 0 of `total` clips."""
+        self._total, self._what, self._done, self._skipped = total, what, 0, 0
+        self._started = self._printed = time.monotonic()
+        self._bar = tqdm.tqdm(total=total, unit="clip", desc=what) if sys.stderr.isatty() else None
+
+    def advance(self, taken: int, skipped: int) -> None:
+        """Count clips that were taken or skipped."""
+        self._done += taken + skipped
+        self._skipped += skipped
+        if self._bar is not None:
+            self._bar.update(taken + skipped)
+            self._bar.set_postfix(skipped=self._skipped)
+        elif time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._print()
+
+    def close(self) -> None:
+        """Print the last state."""
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._print()
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        seconds = self._printed - self._started
+        left = seconds / max(1, self._done) * (self._total - self._done)
+        print(
+            f"{self._what}: {self._done}/{self._total} clips, {self._skipped} skipped, "
+            f"{seconds:.0f} s, {left:.0f} s left",
+            flush=True,
+        )
+
+
+def write_skips(skips: list[Skip], path: epath.Path) -> None:
+    """Write one JSON object a line for everything that was left out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(dataclasses.asdict(skip)) + "\n" for skip in skips))
+
+
+def check_share(skips: list[Skip], taken: int, max_skipped: float, where: Any) -> None:
+    """Raise UserError if more than `max_skipped` of all clips are left out."""
+    lost = sum(skip.clips for skip in skips)
+    if lost <= max_skipped * (lost + taken):
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(skips))
+    raise UserError(
+        f"{lost} of {lost + taken} clips are skipped ({reasons}), more than "
+        f"--max_skipped={max_skipped:g} allows; see {where}, mend them or raise --max_skipped"
+    )
+
+
+def count_reasons(skips: list[Skip]) -> list[tuple[str, int]]:
+    """Return (reason, clips lost by it), most frequent first."""
+    counts: collections.Counter[str] = collections.Counter()
+    for skip in skips:
+        counts[skip.reason] += skip.clips
+    return counts.most_common()
+
+
+def print_warnings(warnings: list[str]) -> None:
+    """Print each kind of warning (the words before the first colon) once, with examples."""
+    kinds: dict[str, list[str]] = {}
+    for warning in warnings:
+        kind, _, example = warning.partition(": ")
+        kinds.setdefault(kind, []).append(example)
+    for kind, examples in kinds.items():
+        shown = "; ".join(filter(None, examples[:_EXAMPLES]))
+        times = f" ({len(examples)} times)" if len(examples) > 1 else ""
+        print(f"warning: {kind}{times}{': ' if shown else ''}{shown}")
+
+
+def closing_table(tables: dict[str, pa.Table], skips: list[Skip], dropped: int) -> str:
+    """Return the table of what was taken, what was skipped, and why."""
+    columns = ("split", "videos", "recordings", "clips", "frames", "texts", "distinct", "hours")
+    lines = [columns]
+    for split, table in tables.items():
+        spans = pc.sum(pc.subtract(table["window_end"], table["window_start"])).as_py()
+        frames = pc.sum(table["num_frames"]).as_py()
+        distinct = [pc.count_distinct(table[name]).as_py() for name in ("uid", "recording_id")]
+        texts = [pc.count_distinct(table[name]).as_py() for name in ("text", "text_key")]
+        hours = f"{spans / 3600:.2f}"
+        lines.append((split, *distinct, table.num_rows, frames, *texts, hours))
+    widths = [max(len(str(line[n])) for line in lines) for n in range(len(columns))]
+    rows = ["  ".join(str(v).rjust(w) for v, w in zip(row, widths, strict=True)) for row in lines]
+    taken = sum(table.num_rows for table in tables.values())
+    lost = sum(skip.clips for skip in skips)
+    rows.append(f"taken {taken} clips, skipped {lost} ({lost / max(1, lost + taken):.1%})")
+    rows += [f"  {count} skipped: {reason}" for reason, count in count_reasons(skips)]
+    if dropped:
+        rows.append(f"  {dropped} dropped from train: recording also in val or test")
+    return "\n".join(rows)

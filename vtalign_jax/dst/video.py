@@ -1,0 +1,201 @@
+"""Frames of a video file by presentation time, through PyAV.
+
+Time 0 is the presentation time of the first frame. The frame of time t is the one shown then: the
+last one whose presentation time is <= t. Frame numbers and nominal rates are never used.
+"""
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from etils import epath
+from PIL import Image
+
+from vtalign_jax.dst.faults import EPSILON, FrameError, FrameFault
+
+_KEYFRAME_GAP = 10.0  # seconds; about the default of common encoders
+_LONG_AGO, _NEVER = -(2**62), 2**62  # ticks
+
+
+class VideoFile:
+    """The frames of the first video stream of a file.
+
+    Wanted times are served in one forward pass, which jumps where a keyframe makes that cheaper. A
+    handful of decoded frames is held at any moment, whatever the length of the video.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open the file and decode its first frame.
+
+        Raises:
+          FrameError: no video stream, or not one readable frame.
+        """
+        self._path = path
+        self._reformatter = VideoReformatter()
+        self._last_good: dict[int, int] = {}  # first pts after a jump -> last pts before the damage
+        self._open()
+        try:
+            self._landing = self._first = self._pull(tolerate=True).pts
+        except (_EndOfStream, av.FFmpegError) as error:
+            self.close()
+            raise FrameError("unreadable video", f"{path}: {error or 'no frame'}") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    @property
+    def duration(self) -> float:
+        """Seconds, from the container's header; measured packet by packet if it says nothing."""
+        if self._stream.duration:
+            return float(self._stream.duration * self._base)
+        if self._container.duration:
+            return self._container.duration / av.time_base
+        with _open_container(self._path) as container:
+            stream = container.streams.video[0]
+            ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
+        return float((max(ends, default=self._first) - self._first) * self._base)
+
+    def frames_at(self, times: Sequence[float]) -> Iterator[tuple[float, Image.Image | FrameFault]]:
+        """Yield (time, RGB picture as a player shows it), ascending; see `frames.FrameSource`."""
+        shown, picture = None, None
+        for time in sorted(times):
+            if time < 0:
+                continue
+            try:
+                frame = self._shown_at(self._first + (time + EPSILON) / float(self._base))
+            except (_EndOfStream, av.FFmpegError) as error:
+                self._last_good.setdefault(self._landing, self._good)
+                self._current = self._next = None
+                yield time, FrameFault("damaged video", f"{self._path} at {time:.2f} s: {error}")
+                continue
+            if frame is None:
+                continue
+            if picture is None or frame.pts != shown:
+                shown, picture = frame.pts, self._to_picture(frame)
+            yield time, picture
+
+    def _open(self) -> None:
+        self._container = _open_container(self._path)
+        if not self._container.streams.video:
+            self._container.close()
+            raise FrameError("unreadable video", f"{self._path}: no video stream")
+        self._stream = self._container.streams.video[0]
+        self._stream.codec_context.thread_count = 1  # the cores work on other videos
+        # Without it ffmpeg paints over damage and hands the result out as a good frame.
+        self._stream.codec_context.options = {"err_detect": "explode"}
+        self._base: Fraction = self._stream.time_base
+        self._restart()
+
+    def _restart(self) -> None:
+        """Forget decoded frames; the decoder goes on from where the container stands."""
+        self._packets = self._container.demux(self._stream)
+        self._pending: list[Any] = []
+        self._current = self._next = None
+        self._good = _LONG_AGO
+
+    def _pull(self, tolerate: bool = False) -> Any:
+        """Decode one more frame into `_next`.
+
+        Args:
+          tolerate: pass over what cannot be decoded, as at the start of a stream that was cut.
+        """
+        while not self._pending:
+            packet = next(self._packets, None)
+            if packet is None:
+                raise _EndOfStream("the stream ends")
+            try:
+                decoded = [frame for frame in packet.decode() if frame.pts is not None]
+                if any(frame.is_corrupt for frame in decoded):
+                    raise av.InvalidDataError(0, "corrupt frame")
+                self._pending = decoded
+            except av.FFmpegError:
+                if not tolerate:
+                    raise
+        self._next = self._pending.pop(0)
+        return self._next
+
+    def _shown_at(self, target: float) -> Any | None:
+        """Return the frame shown at `target` (in ticks of the stream), None past the end."""
+        if self._current is None or target < self._current.pts or self._is_jump_worth(target):
+            self._land(target)
+        if target >= self._last_good.get(self._landing, _NEVER):
+            raise av.InvalidDataError(0, "damaged since the keyframe before")
+        while self._next is not None and self._next.pts <= target:
+            if self._current is None or self._next.pts > self._current.pts:
+                self._current, self._good = self._next, self._next.pts
+            try:
+                self._pull()
+            except _EndOfStream:
+                self._next = None
+        ended = self._next is None and target >= self._current.pts + self._length(self._current)
+        return None if ended else self._current
+
+    def _length(self, frame: Any) -> float:
+        """Return for how many ticks the stream's last frame is shown."""
+        if frame.duration:
+            return frame.duration
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        return float(1 / rate / self._base) if rate else 0.0
+
+    def _is_jump_worth(self, target: float) -> bool:
+        index = self._stream.index_entries
+        if len(index) and target <= index[len(index) - 1].timestamp:  # the index reaches that far
+            nearest = index.search_timestamp(int(target))
+            return nearest >= 0 and index[nearest].timestamp > self._current.pts
+        return (target - self._current.pts) * self._base > _KEYFRAME_GAP
+
+    def _land(self, target: float) -> None:
+        """Put the decoder on a frame at or before `target`.
+
+        Seeks go by decoding time or by bytes and may land late (MPEG-TS does), so the first decoded
+        frame is looked at, and the jump repeated from further back until it is early enough.
+        """
+        back = 0.0
+        while (start := int(target - back / float(self._base))) > self._first:
+            try:
+                self._container.seek(start, stream=self._stream)
+                self._restart()
+                if self._pull().pts <= target:
+                    self._landing = self._next.pts
+                    return
+            except (_EndOfStream, av.FFmpegError):
+                pass
+            back = 2 * back or 1.0
+        self.close()
+        self._open()
+        self._landing = self._pull(tolerate=True).pts
+
+    def _to_picture(self, frame: Any) -> Image.Image:
+        pixels = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        turns = round(frame.rotation / 90) % 4  # side data, degrees counter-clockwise
+        return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns)))
+
+
+class _EndOfStream(Exception):
+    pass
+
+
+def frame_rate(path: str) -> float:
+    """Return the average frame rate of a video file, frames a second.
+
+    Raises:
+      FrameError: the file cannot be opened or does not say.
+    """
+    with _open_container(path) as container:
+        video = container.streams.video
+        rate = video[0].average_rate or video[0].guessed_rate if video else None
+    if not rate:
+        raise FrameError("unreadable video", f"{path}: no frame rate")
+    return float(rate)
+
+
+def _open_container(path: str) -> Any:
+    try:
+        remote = "://" in path
+        return av.open(epath.Path(path).open("rb") if remote else path, metadata_errors="replace")
+    except (av.FFmpegError, OSError) as error:
+        raise FrameError("unreadable video", f"{path}: {error}") from None
