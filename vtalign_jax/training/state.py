@@ -5,6 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding
+
+from vtalign_jax import sharding
 
 
 class TrainState(NamedTuple):
@@ -28,9 +31,17 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    params: dict[str, jax.Array], optimizer: optax.GradientTransformation, seed: int
+    params: dict[str, jax.Array], optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
 ) -> TrainState:
-    """Return the state before the first step."""
-    zero = jnp.zeros((), jnp.int32)
-    key_data = jax.random.key_data(jax.random.key(seed))
-    return TrainState(zero, params, optimizer.init(params), key_data, zero, zero)
+    """Return the state before the first step, whole on every device of the mesh.
+
+    It is made by one jitted function, so that each leaf has a buffer of its own (they are donated)
+    and the sharding that the step gives back (else the step would be traced twice).
+    """
+
+    def make(params: dict[str, jax.Array]) -> TrainState:
+        zero = jnp.zeros((), jnp.int32)
+        key_data = jax.random.key_data(jax.random.key(seed))
+        return TrainState(zero, params, optimizer.init(params), key_data, zero, zero)
+
+    return jax.jit(make, out_shardings=NamedSharding(mesh, sharding.WHOLE))(params)

@@ -87,7 +87,7 @@ def make_train_step(
         rows = batch.identity.row_mask.shape[0]
         keys = row_keys(state.seed, state.step, rows) if has_dropout else (None, None)
         (loss, metrics), grads = loss_and_gradient(state.params, frozen, batch, keys)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = _clamp_temperature(optax.apply_updates(state.params, updates))

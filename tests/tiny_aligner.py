@@ -1,0 +1,100 @@
+"""A small aligner with random weights, every adapter alive, and random batches for it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tests.objectives.identities import make_identity
+from vtalign_jax.array_types import Batch
+from vtalign_jax.config import Config, resolve
+from vtalign_jax.models import parameters
+from vtalign_jax.models.aligner import AlignerModel
+from vtalign_jax.models.configuration import SmolVLMConfig
+from vtalign_jax.training import trainable
+
+IMAGE_TOKEN = 3
+TOKENS_PER_FRAME = 4
+
+HF_CONFIG = {
+    "model_type": "smolvlm",
+    "image_token_id": IMAGE_TOKEN,
+    "scale_factor": 2,
+    "vision_config": {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "patch_size": 4,
+        "image_size": 16,
+    },
+    "text_config": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 72,
+    },
+}
+
+
+def make_config(**sections) -> Config:
+    """Return a float32 configuration of the small model; sections override its fields."""
+    values = {
+        "model": {"embedding_dim": 20, "compute_dtype": "float32", "frozen_dtype": "float32"},
+        "tune": {"text_blocks": 2, "rank": 3, "alpha": 6.0, "dropout": 0.1},
+    }
+    for name, fields in sections.items():
+        values[name] = values.get(name, {}) | fields
+    return resolve(values)
+
+
+def make_aligner(config: Config, seed: int = 0):
+    """Return (bind, trainable, frozen): the model's arrays, LoRA B drawn instead of zero."""
+    base = SmolVLMConfig.from_hf(HF_CONFIG)
+    adapters = trainable.adapter_config(config.tune)
+
+    def make_model() -> AlignerModel:
+        return AlignerModel(config.model, base, adapters, rngs=nnx.Rngs(seed))
+
+    bind, _ = parameters.abstract(make_model)
+    values = parameters.parameters_of(make_model())
+    rng = np.random.default_rng(seed)
+    for path, value in values.items():
+        if path.endswith("lora_b"):
+            values[path] = jnp.asarray(0.1 * rng.normal(size=value.shape), value.dtype)
+    return bind, *trainable.split(values, config.model, config.tune)
+
+
+def make_batch(rows: int, real: int | None = None, frames: int = 2, seed: int = 0) -> Batch:
+    """Return a batch of random frames and tokens; four recordings, some equal texts."""
+    rng = np.random.default_rng(seed)
+    real = rows if real is None else real
+    image_tokens = [IMAGE_TOKEN] * (frames * TOKENS_PER_FRAME)
+    clip_ids = np.array([[5, *image_tokens, *rng.integers(6, 72, 3)] for _ in range(rows)])
+    lengths = rng.integers(3, 8, rows)
+    index = np.arange(rows)
+    identity = make_identity(
+        recording=index % 4,
+        uid=index % 4,
+        order=index // 4 * 2,
+        text=np.where(index % 5 == 4, 0, index),
+        real=real,
+    )
+    return Batch(
+        frames=rng.integers(0, 256, (rows, frames, 16, 16, 3)).astype(np.uint8),
+        frame_mask=np.ones((rows, frames), bool),
+        clip_ids=clip_ids.astype(np.int32),
+        clip_mask=np.ones(clip_ids.shape, bool),
+        text_ids=rng.integers(6, 72, (rows, 7)).astype(np.int32),
+        text_mask=np.arange(7)[None] < lengths[:, None],
+        identity=identity,
+    )
+
+
+def relative_error(ours: jax.Array, theirs: jax.Array) -> float:
+    """Return max|a - b| / max|b|."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-30))

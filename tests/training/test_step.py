@@ -1,0 +1,134 @@
+"""The training step: the same numbers on any mesh, and only what should change changes."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from tests.tiny_aligner import make_aligner, make_batch, make_config, relative_error
+from vtalign_jax import sharding
+from vtalign_jax.config import MeshConfig
+from vtalign_jax.models.aligner import MIN_TEMPERATURE
+from vtalign_jax.training import optim
+from vtalign_jax.training.state import init_state
+from vtalign_jax.training.step import make_loss, make_train_step, row_keys
+
+
+@pytest.fixture(scope="module")
+def config():
+    return make_config()
+
+
+@pytest.fixture(scope="module")
+def aligner(config):
+    return make_aligner(config)
+
+
+def loss_and_gradient(config, aligner, batch, devices: int, fsdp: int = 1):
+    """Return (loss, {path: gradient}) computed on the first `devices` devices."""
+    bind, params, frozen = aligner
+    mesh = sharding.make_mesh(MeshConfig(fsdp=fsdp), jax.devices()[:devices])
+    frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
+    params = jax.device_put(params, NamedSharding(mesh, sharding.WHOLE))
+    rows = batch.identity.row_mask.shape[0]
+    keys = row_keys(jax.random.key_data(jax.random.key(7)), 3, rows)
+    function = jax.jit(jax.value_and_grad(make_loss(bind, config.objective, mesh), has_aux=True))
+    (loss, _), gradient = function(params, frozen, sharding.to_devices(batch, mesh), keys)
+    return float(loss), jax.device_get(gradient)
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (8, 1), (8, 4)])
+def test_loss_and_every_gradient_leaf_equal_those_of_one_device(config, aligner, devices, fsdp):
+    batch = make_batch(16, real=13)
+    loss, gradient = loss_and_gradient(config, aligner, batch, devices, fsdp)
+    expected_loss, expected = loss_and_gradient(config, aligner, batch, 1)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert gradient.keys() == expected.keys()
+    for path, value in gradient.items():
+        assert np.any(expected[path]), f"no gradient reaches {path}"
+        assert relative_error(value, expected[path]) < 1e-5, path
+
+
+def test_padding_rows_change_no_gradient(config, aligner):
+    padded = make_batch(16, real=8)
+    real = jax.tree.map(lambda x: x[:8], padded)
+    loss, gradient = loss_and_gradient(config, aligner, padded, 8)
+    expected_loss, expected = loss_and_gradient(config, aligner, real, 8)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    for path, value in gradient.items():
+        assert relative_error(value, expected[path]) < 1e-5, path
+
+
+def test_dropout_keys_depend_on_the_row_alone():
+    seed = jax.random.key_data(jax.random.key(0))
+    few, many = row_keys(seed, 5, 4), row_keys(seed, 5, 8)
+    for short, long in zip(few, many, strict=True):
+        np.testing.assert_array_equal(jax.random.key_data(short), jax.random.key_data(long[:4]))
+    clips, texts = (jax.random.key_data(k) for k in many)
+    later = jax.random.key_data(row_keys(seed, 6, 8)[0])
+    everything = np.concatenate([clips, texts, later])
+    assert len(np.unique(everything, axis=0)) == len(everything)
+
+
+@pytest.fixture
+def run(config, aligner):
+    """Return (step, state, frozen, put) on all devices."""
+    bind, params, frozen = aligner
+    mesh = sharding.make_mesh(config.mesh)
+    optimizer = optim.make_optimizer(config.optim, 50)
+    state = init_state(params, optimizer, seed=0, mesh=mesh)
+    frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
+    step = make_train_step(bind, optimizer, config.objective, mesh, has_dropout=True)
+    return step, state, frozen, lambda batch: sharding.to_devices(batch, mesh)
+
+
+def test_steps_reduce_the_loss_and_trace_once(run):
+    step, state, frozen, put = run
+    batch = put(make_batch(16))
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, frozen, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert step._cache_size() == 1
+    assert int(state.step) == 30
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted(run, aligner):
+    step, state, frozen, put = run
+    batch = put(make_batch(16))
+    state, _ = step(state, frozen, batch)  # past the step of learning rate zero
+    poisoned = dict(frozen)
+    poisoned["base.text_model.norm.scale"] = frozen["base.text_model.norm.scale"] * np.nan
+    before = jax.device_get((state.params, state.opt_state))
+    for count in (1, 2):
+        state, metrics = step(state, poisoned, batch)
+        assert not np.isfinite(metrics["loss"])
+        assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (count, count)
+    after = jax.device_get((state.params, state.opt_state))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    state, metrics = step(state, frozen, batch)
+    assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (2, 0)
+    assert np.any(state.params["head.fc1.bias"] != before[0]["head.fc1.bias"])
+
+
+def test_temperature_stays_above_its_bound_and_can_return(run):
+    step, state, frozen, put = run
+    low = state.params["log_temperature"] * 0 + np.float32(np.log(MIN_TEMPERATURE) - 3.0)
+    state = state._replace(params=state.params | {"log_temperature": low})
+    state, metrics = step(state, frozen, put(make_batch(16)))
+    assert float(metrics["temperature"]) == pytest.approx(MIN_TEMPERATURE)
+    bound = np.log(np.float32(MIN_TEMPERATURE))
+    assert float(state.params["log_temperature"]) >= bound - 1e-6
+
+
+def test_a_batch_that_does_not_divide_names_sizes_that_would():
+    mesh = sharding.make_mesh(MeshConfig())
+    with pytest.raises(sharding.UserError, match="use 8 or 16"):
+        sharding.check_batch("train.contrastive_batch", 12, mesh)
+    sharding.check_batch("train.contrastive_batch", 16, mesh)
+
+
+def test_a_mesh_that_does_not_fit_the_devices_is_an_error():
+    with pytest.raises(sharding.UserError, match="does not make the 8 devices"):
+        sharding.make_mesh(MeshConfig(data=3, fsdp=2))
