@@ -1,0 +1,178 @@
+"""Embeddings of a whole split, exact on any number of devices, and what they score.
+
+Training and `launch/evaluate.py` both come here. Every process embeds its slice of each batch, gets
+the rows of all of them, and scores them itself: all processes reach the same numbers.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from vtalign_jax import sharding
+from vtalign_jax.array_types import Batch
+from vtalign_jax.config import Config
+from vtalign_jax.evaluation.retrieval import chance_metrics, retrieval_metrics
+from vtalign_jax.models.aligner import AlignerModel, unit_norm
+from vtalign_jax.pipeline.dataset import ClipSplit
+from vtalign_jax.pipeline.loader import make_eval_loader
+from vtalign_jax.pipeline.transforms import Tokenizer
+
+Parameters = Mapping[str, jax.Array]
+Bind = Callable[[Parameters], AlignerModel]
+_QUIET_SECONDS = 5.0  # an evaluation that takes longer says so
+
+
+class Embeddings(NamedTuple):
+    """Of N clips and their texts, unit norm.
+
+    Attributes:
+      z_video: float32[N, E], through the head.
+      z_text: float32[N, E], through the head.
+      pooled_video: float32[N, D], pooled hidden state without the head.
+      pooled_text: float32[N, D], likewise.
+    """
+
+    z_video: np.ndarray
+    z_text: np.ndarray
+    pooled_video: np.ndarray
+    pooled_text: np.ndarray
+
+
+def make_embed(bind: Bind, mesh: Mesh) -> Callable[[Parameters, Parameters, Batch], tuple]:
+    """Return the jitted `embed(params, frozen, batch) -> (record, Embeddings)`.
+
+    Every device holds the rows of the whole batch.
+    """
+
+    def embed(params: Parameters, frozen: Parameters, batch: Batch) -> tuple:
+        model = bind({**params, **frozen})
+        clips = model.pooled_clips(batch.clip_ids, batch.clip_mask, batch.frames)  # [B, D]
+        texts = model.pooled_texts(batch.text_ids, batch.text_mask)  # [B, D]
+        return batch.identity.record, Embeddings(
+            model.project_clips(clips),
+            model.project_texts(texts),
+            unit_norm(clips),
+            unit_norm(texts),
+        )
+
+    return jax.jit(embed, out_shardings=NamedSharding(mesh, sharding.WHOLE))
+
+
+def without_adapters(params: Parameters) -> dict[str, jax.Array]:
+    """Return the parameters with every LoRA update zero.
+
+    A connector tuned in full has no such switch: take `params` from before training then.
+    """
+    return {
+        path: jnp.zeros_like(value) if path.endswith(".lora_b") else value
+        for path, value in params.items()
+    }
+
+
+def collect(rows: Iterable[tuple[jax.Array, Embeddings]], count: int) -> Embeddings:
+    """Return the embeddings of records 0..count-1, whatever order the devices hold them in.
+
+    Args:
+      rows: (record int32[B], Embeddings of B rows); record -1 is padding.
+      count: N.
+
+    Raises:
+      ValueError: a record is missing.
+    """
+    found, gathered = np.zeros(count, bool), None
+    for record, embeddings in rows:
+        record, parts = np.asarray(record), [np.asarray(part) for part in embeddings]
+        if gathered is None:
+            gathered = [np.empty((count, part.shape[1]), np.float32) for part in parts]
+        real = record >= 0
+        found[record[real]] = True
+        for whole, part in zip(gathered, parts, strict=True):
+            whole[record[real]] = part[real]
+    if not found.all():
+        raise ValueError(f"{count - found.sum()} of {count} records were not embedded")
+    return Embeddings(*gathered)
+
+
+class Evaluator:
+    """Scores a model on one split."""
+
+    def __init__(
+        self,
+        bind: Bind,
+        mesh: Mesh,
+        split: ClipSplit,
+        tokenizer: Tokenizer,
+        config: Config,
+        say: Callable[[str], None] = print,
+    ):
+        """Prepare; nothing runs yet.
+
+        Args:
+          bind: arrays by path -> model.
+          mesh: `config.train.eval_batch` must divide over its devices.
+          split: the clips.
+          tokenizer: the model's.
+          config: of the run.
+          say: prints a line of a long evaluation.
+
+        Raises:
+          UserError: the batch does not divide over the devices.
+        """
+        sharding.check_batch("train.eval_batch", config.train.eval_batch, mesh)
+        self._embed, self._mesh, self._say = make_embed(bind, mesh), mesh, say
+        self._split, self._tokenizer, self._config = split, tokenizer, config
+
+    def embeddings(self, params: Parameters, frozen: Parameters) -> Embeddings:
+        """Return the embeddings of every clip and text of the split, in record order."""
+        return collect(self._rows(params, frozen), len(self._split))
+
+    def _rows(self, params: Parameters, frozen: Parameters) -> Iterable[tuple]:
+        batch_size, count = self._config.train.eval_batch, len(self._split)
+        loader = make_eval_loader(
+            self._split,
+            self._tokenizer,
+            self._config,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        began, is_said = time.perf_counter(), False
+        # One batch runs on the device while the rows of the one before are copied.
+        held = None
+        for number, (_, batch) in enumerate(loader):
+            running = self._embed(params, frozen, sharding.to_devices(batch, self._mesh))
+            if held is not None:
+                yield held
+            held = running
+            seconds = time.perf_counter() - began
+            if not is_said and seconds > _QUIET_SECONDS:
+                left = seconds / (number + 1) * (-(-count // batch_size) - number - 1)
+                self._say(f"evaluating {count:,} clips of {self._split.name}, {left:.0f} s to go")
+                is_said = True
+        yield held
+
+    def score(self, params: Parameters, frozen: Parameters) -> dict[str, float]:
+        """Return `retrieval_metrics` of the embeddings through the head."""
+        found = self.embeddings(params, frozen)
+        return retrieval_metrics(found.z_video, found.z_text, self._split.identity)
+
+    def score_untrained(
+        self, params: Parameters, frozen: Parameters
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Return (zero-shot, untrained head) metrics in one pass.
+
+        Args:
+          params: before training; LoRA updates are taken as zero.
+          frozen: the base.
+        """
+        found = self.embeddings(without_adapters(params), frozen)
+        zero_shot = retrieval_metrics(found.pooled_video, found.pooled_text, self._split.identity)
+        return zero_shot, retrieval_metrics(found.z_video, found.z_text, self._split.identity)
+
+    def chance(self) -> dict[str, float]:
+        """Return what random rankings of this split score."""
+        return chance_metrics(self._split.identity)
