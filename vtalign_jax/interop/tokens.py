@@ -135,6 +135,25 @@ class ClipTokenizer:
         )
         return turn + (frames - 1) * frame
 
+    def layout(self, frames: int, window_seconds: float) -> dict[str, Any]:
+        """Return the turns' strings, from which an export's `embed.py` makes the same tokens.
+
+        Args:
+          frames: the most frames that a clip has.
+          window_seconds: length of its window.
+        """
+        duration = datetime.timedelta(seconds=int(window_seconds))
+        return {
+            "turn": f"{_TURN_START}{{}}{self._turn_end()}",
+            "end_tokens": len(self._encode(self._turn_end(), is_start=False)),
+            "intros": [
+                _VIDEO_INTRO.format(frames=num2words(count), duration=duration)
+                for count in range(1, frames + 1)
+            ],
+            "frame": _FRAME_LABEL + self._images(),
+            "outro": _VIDEO_OUTRO,
+        }
+
     def _clip_turn(self, seconds: Sequence[int], duration: int, count: int | None = None) -> str:
         """Return the turn's string; `count` is said in the intro instead of the frames shown."""
         intro = _VIDEO_INTRO.format(
@@ -144,11 +163,13 @@ class ClipTokenizer:
         return f"{_TURN_START}{intro}{shown}{_VIDEO_OUTRO}{self._turn_end()}"
 
     def _frame(self, second: int) -> str:
-        names = self._names
         label = _FRAME_LABEL.format(minutes=second // 60, seconds=second % 60)
-        images = names["image_token"] * self.tokens_per_frame
-        fake = names["fake_image_token"]
-        return f"{label}{fake}{names['global_image_token']}{images}{fake}"
+        return label + self._images()
+
+    def _images(self) -> str:
+        images = self._names["image_token"] * self.tokens_per_frame
+        fake = self._names["fake_image_token"]
+        return f"{fake}{self._names['global_image_token']}{images}{fake}"
 
     def _turn_end(self) -> str:
         return f"{self._names['end_of_utterance_token']}\n"
