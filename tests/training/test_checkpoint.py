@@ -1,5 +1,6 @@
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -13,17 +14,18 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vtalign_jax.errors import UserError
 from vtalign_jax.training.checkpoint import METRIC, Checkpoints, find_checkpoint, read_state
-from vtalign_jax.training.state import TrainState, init_state
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def _state(rows=16, value=0.0) -> TrainState:
+def _state(rows=16, value=0.0) -> dict:
     params = {
         "head.fc1.kernel": jnp.arange(rows * 8, dtype=jnp.float32).reshape(rows, 8) + value,
         "log_temperature": jnp.float32(value),
     }
-    return init_state(params, optax.adamw(1e-3), seed=3)
+    opt_state = optax.adamw(1e-3).init(params)
+    key_data = jax.random.key_data(jax.random.key(3))
+    return {"step": jnp.int32(1), "params": params, "opt_state": opt_state, "seed": key_data}
 
 
 def _on(state, devices: int):
@@ -66,9 +68,16 @@ def test_state_comes_back_on_another_number_of_devices(checkpoints):
         abstract = _abstract(_on(state, devices))
         restored = checkpoints.restore_latest(abstract)
         _assert_equal(restored.state, state)
-        kernel = restored.state.params["head.fc1.kernel"]
-        assert kernel.sharding == abstract.params["head.fc1.kernel"].sharding
+        kernel = restored.state["params"]["head.fc1.kernel"]
+        assert kernel.sharding == abstract["params"]["head.fc1.kernel"].sharding
         assert len(kernel.addressable_shards) == devices
+
+
+def test_saving_and_restoring_warns_of_nothing(checkpoints, caplog):
+    checkpoints.save(1, _state(), {})
+    checkpoints.save(2, _state(), {}, {METRIC: 0.5})
+    checkpoints.restore_latest(_abstract(_state()))
+    assert [r.getMessage() for r in caplog.records if r.levelname != "INFO"] == []
 
 
 def test_extra_comes_back_as_it_was(checkpoints):
@@ -170,9 +179,9 @@ def test_part_of_a_checkpoint_can_be_read(checkpoints):
     state = _state(value=2.0)
     checkpoints.save(1, state, {})
     checkpoints.wait()
-    wanted = {"params": _abstract(state.params)}
+    wanted = {"params": _abstract(state["params"])}
     restored = read_state(checkpoints.path(1), wanted, partial=True)
-    _assert_equal(restored["params"], state.params)
+    _assert_equal(restored["params"], state["params"])
 
 
 def test_no_checkpoint_restores_nothing(checkpoints):
@@ -237,3 +246,46 @@ def test_kill_during_a_save_leaves_the_one_before(tmp_path):
     checkpoints.save(2, {"w": jnp.zeros(4)}, {"n": 2})
     checkpoints.close()
     assert [p.name for p in tmp_path.iterdir()] == ["2"]
+
+
+_ONE_OF_TWO = """
+    import sys
+    import jax
+    jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[3]))
+    import numpy as np
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    from vtalign_jax.training.checkpoint import METRIC, Checkpoints
+    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    whole = np.arange(48, dtype=np.float32).reshape(16, 3)
+    state = {"w": jax.make_array_from_callback(whole.shape, split, lambda i: whole[i])}
+    checkpoints = Checkpoints(sys.argv[1])
+    checkpoints.save(1, state, {"n": 1})
+    checkpoints.save(1, state, {"n": 2}, {METRIC: 0.5})
+    checkpoints.save(2, state, {"n": 3})
+    checkpoints.save(3, state, {"n": 4})
+    abstract = {"w": jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=split)}
+    restored = checkpoints.restore_latest(abstract)
+    for shard in restored.state["w"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, whole[shard.index])
+    assert (restored.step, restored.extra) == (3, {"n": 4})
+    assert (checkpoints.steps(), checkpoints.best_step()) == ([1, 3], 1)
+    checkpoints.close()
+"""
+
+
+def test_two_processes_save_together_and_one_restores(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    script = [sys.executable, "-c", textwrap.dedent(_ONE_OF_TWO), str(tmp_path), port]
+    both = [subprocess.Popen([*script, str(index)], cwd=ROOT) for index in range(2)]
+    try:
+        assert [process.wait(timeout=120) for process in both] == [0, 0]
+    finally:
+        for process in both:
+            process.kill()
+    path, line = find_checkpoint(tmp_path)
+    assert "0.5000" in line
+    state = read_state(path, {"w": jax.ShapeDtypeStruct((16, 3), jnp.float32)})
+    np.testing.assert_array_equal(state["w"], np.arange(48).reshape(16, 3))

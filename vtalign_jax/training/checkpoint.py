@@ -193,15 +193,15 @@ def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = F
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or default)
         for name, x in _flat(abstract_state).items()
     }
-    handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())
-    with ocp.Checkpointer(handler) as checkpointer:
-        stored = dict(checkpointer.metadata(path).item_metadata["state"].tree)
-        _check_leaves(path, stored, wanted, partial=partial)
-        arguments = ocp.args.PyTreeRestore(
-            item=wanted,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-            partial_restore=partial,
-        )
+    handler = ocp.PyTreeCheckpointHandler()
+    stored = dict(handler.metadata(path / "state").tree)
+    _check_leaves(path, stored, wanted, partial=partial)
+    arguments = ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=partial,
+    )
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=handler)) as checkpointer:
         flat = checkpointer.restore(path, args=ocp.args.Composite(state=arguments))["state"]
     leaves = [flat[name] for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
