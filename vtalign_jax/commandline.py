@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from vtalign_jax.errors import UserError
 
@@ -17,6 +17,9 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
       main: called without arguments once the flags are parsed.
       required: names of flags that must be given.
     """
+
+    # Libraries log each of their steps at INFO; --verbosity=0 shows it.
+    flags.FLAGS.set_default("verbosity", logging.WARNING)
 
     def parse(argv: list[str]) -> list[str]:
         try:

@@ -1,0 +1,133 @@
+r"""Train: adapt SmolVLM to a dataset of clips and texts.
+
+    python launch/train.py --config=configs/pretrain.py --workdir=runs/pretrain \
+        [--config.optim.learning_rate=3e-5]
+
+The same command resumes from the newest checkpoint of the workdir. SIGTERM saves and ends.
+"""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from vtalign_jax import commandline, sharding
+from vtalign_jax.config import resolve
+from vtalign_jax.evaluation.embed import Evaluator
+from vtalign_jax.interop.base_files import base_fingerprint
+from vtalign_jax.interop.tokens import ClipTokenizer
+from vtalign_jax.pipeline.dataset import open_split
+from vtalign_jax.pipeline.loader import make_loader
+from vtalign_jax.pipeline.order import steps_per_epoch
+from vtalign_jax.training import manifest, optim, trainable
+from vtalign_jax.training.assemble import assemble, load
+from vtalign_jax.training.session import Session
+from vtalign_jax.training.state import init_state
+from vtalign_jax.training.step import make_train_step
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="file of the run, such as configs/pretrain.py; --config.a.b=x overrides"
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "where the run is kept (local or gs://); default runs/<name of the config>"
+)
+
+
+def main() -> None:
+    """Train, or go on training, the run of `--workdir`."""
+    config = resolve(_CONFIG.value)
+    workdir = _WORKDIR.value or f"runs/{Path(flags.FLAGS['config'].config_filename).stem}"
+    is_terminated = _catch_sigterm()
+
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch("train.contrastive_batch", config.train.contrastive_batch, mesh)
+    train_split = open_split(config.data.dir, config.data.train_split)
+    val_split = open_split(config.data.dir, config.data.val_split)
+    epoch_steps = steps_per_epoch(len(train_split), config.train.contrastive_batch)
+    total_steps = config.train.epochs * epoch_steps
+    _say(
+        f"{workdir}: {len(train_split):,} clips to train on and {len(val_split):,} to validate, "
+        f"{config.train.epochs} epochs of {epoch_steps:,} steps, {mesh.size} device(s)"
+    )
+
+    model = assemble(config)
+    counts = {
+        "trainable_parameters": trainable.count(model.trainable),
+        "total_parameters": trainable.count(model.trainable | model.frozen),
+    }
+    _say("training {trainable_parameters:,} of {total_parameters:,} parameters".format(**counts))
+    tokenizer = ClipTokenizer(model.directory)
+    evaluator = Evaluator(model.bind, mesh, val_split, tokenizer, config)
+    _say(f"loading the base from {model.directory}")
+    params, frozen = load(model, mesh)
+
+    optimizer = optim.make_optimizer(config.optim, total_steps)
+    learning_rate = optim.learning_rate(config.optim, total_steps)
+    state = init_state(params, optimizer, config.train.seed, mesh)
+    base = base_fingerprint(model.directory)
+    fingerprints = manifest.Fingerprints(base, train_split.fingerprint)
+    session = Session(workdir, config, fingerprints, epoch_steps)
+    state = session.start(state, **counts)
+    if session.is_resumed:
+        _say(f"resuming after step {session.step:,} of {total_steps:,}")
+    else:
+        _say("evaluating the untrained model (compiling it first)")
+        zero_shot, untrained = evaluator.score_untrained(state.params, frozen)
+        session.record(0, "chance", evaluator.chance())
+        session.record(0, "zero_shot", zero_shot)
+        session.evaluated(0, untrained, state)
+
+    train_step = make_train_step(
+        model.bind, optimizer, config.objective, mesh, has_dropout=config.tune.dropout > 0
+    )
+    batches = make_loader(
+        train_split,
+        tokenizer,
+        config,
+        start_step=session.step,
+        num_steps=0 if session.is_over(session.step) else total_steps - session.step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        train=True,
+    )
+    _say("compiling the training step")
+    waiting_since = time.perf_counter()
+    for step, batch in batches:
+        session.progress.advance(time.perf_counter() - waiting_since)
+        state, metrics = train_step(state, frozen, sharding.to_devices(batch, mesh))
+        done = step + 1
+        if step == session.step:
+            jax.block_until_ready(metrics)
+            session.progress.restart_clock()  # what came before is compilation
+        session.log(done, metrics, learning_rate(step))
+        is_ending = is_terminated()
+        if session.is_evaluation_due(done):
+            session.evaluated(done, evaluator.score(state.params, frozen), state)
+        elif session.is_save_due(done) or is_ending:
+            session.save(done, state)
+        if is_ending or session.is_over(done):
+            break
+        waiting_since = time.perf_counter()
+    batches.close()
+    session.close()
+    _say(session.summary())
+
+
+def _catch_sigterm() -> Callable[[], bool]:
+    """Return a function that tells whether SIGTERM has come; the step under way is finished."""
+    received = []
+    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    return lambda: bool(received)
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    commandline.run(main, required=("config",))

@@ -1,0 +1,87 @@
+"""From a configuration to a model: its parameters' shapes, then the arrays on their devices."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from vtalign_jax import sharding
+from vtalign_jax.config import Config
+from vtalign_jax.interop.base_files import resolve_base
+from vtalign_jax.interop.weights import load_into, read_config
+from vtalign_jax.models import parameters
+from vtalign_jax.models.aligner import AlignerModel
+from vtalign_jax.models.configuration import SmolVLMConfig
+from vtalign_jax.training import trainable
+
+_BASE = "base."
+Abstract = dict[str, jax.ShapeDtypeStruct]
+
+
+class Assembly(NamedTuple):
+    """A model that holds no arrays yet.
+
+    Attributes:
+      directory: the base checkpoint.
+      base: its numbers.
+      make_model: builds the module with random values.
+      bind: arrays by path -> model.
+      trainable: shapes and dtypes (float32) of the trainable leaves by path.
+      frozen: of the frozen leaves.
+    """
+
+    directory: Path
+    base: SmolVLMConfig
+    make_model: Callable[[], AlignerModel]
+    bind: Callable[[Mapping[str, jax.Array]], AlignerModel]
+    trainable: Abstract
+    frozen: Abstract
+
+
+def assemble(config: Config) -> Assembly:
+    """Return the model of a configuration; only the base's `config.json` is read.
+
+    Raises:
+      UserError: no such base, or one of another architecture.
+    """
+    directory = resolve_base(config.model.base)
+    base = read_config(directory)
+    adapters = trainable.adapter_config(config.tune)
+
+    def make_model() -> AlignerModel:
+        return AlignerModel(config.model, base, adapters, rngs=nnx.Rngs(config.train.seed))
+
+    bind, abstract = parameters.abstract(make_model)
+    trained, frozen = trainable.split(abstract, config.model, config.tune)
+    trained = {path: jax.ShapeDtypeStruct(x.shape, jnp.float32) for path, x in trained.items()}
+    return Assembly(directory, base, make_model, bind, trained, frozen)
+
+
+def load(assembly: Assembly, mesh: Mesh) -> tuple[parameters.Parameters, parameters.Parameters]:
+    """Return (trainable, frozen) before training.
+
+    The base's tensors go straight to their shards; heads, adapters and temperature are drawn from
+    the configuration's seed and lie whole on every device.
+
+    Raises:
+      UserError: the base's tensors do not fit, or the mesh does not divide them.
+    """
+    whole = NamedSharding(mesh, sharding.WHOLE)
+    places = sharding.frozen_shardings(assembly.frozen, mesh)
+    abstract = assembly.trainable | assembly.frozen
+    stored = {path.removeprefix(_BASE): x for path, x in abstract.items() if path.startswith(_BASE)}
+    loaded = load_into(stored, assembly.directory, lambda path: places.get(_BASE + path, whole))
+    from_base = {_BASE + path: value for path, value in loaded.items()}
+    fresh = [path for path in assembly.trainable if path not in from_base]
+
+    def draw() -> parameters.Parameters:
+        values = parameters.parameters_of(assembly.make_model())
+        return {path: values[path] for path in fresh}
+
+    drawn = jax.jit(draw, out_shardings=whole)()
+    trained = {path: drawn.get(path, from_base.get(path)) for path in assembly.trainable}
+    return trained, {path: from_base[path] for path in assembly.frozen}

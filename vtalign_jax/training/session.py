@@ -1,0 +1,177 @@
+"""What a run keeps in its workdir (checkpoints, metrics, early stop), and how it goes on from it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from vtalign_jax.config import Config, to_dict
+from vtalign_jax.errors import UserError
+from vtalign_jax.training import manifest
+from vtalign_jax.training.checkpoint import FOLDER, METRIC, Checkpoints
+from vtalign_jax.training.early_stop import EarlyStop
+from vtalign_jax.training.metrics import MetricsWriter, Progress
+from vtalign_jax.training.state import TrainState
+
+
+class Session:
+    """The record of one run. Every process has one; process 0 prints and writes metrics.
+
+    Attributes:
+      step: steps done when this start of the run began.
+      is_resumed: whether a checkpoint was found.
+      early: the early stop's state.
+      progress: the progress line.
+    """
+
+    def __init__(
+        self,
+        workdir: str,
+        config: Config,
+        fingerprints: manifest.Fingerprints,
+        epoch_steps: int,
+    ):
+        """Open the workdir; nothing is written yet.
+
+        Args:
+          workdir: local or `gs://`, made if absent.
+          config: of the run.
+          fingerprints: of base and data.
+          epoch_steps: steps of an epoch.
+        """
+        self.step, self.is_resumed, self.early = 0, False, EarlyStop()
+        self._workdir, self._config, self._fingerprints = workdir, config, fingerprints
+        self._epoch_steps = epoch_steps
+        self._total_steps = epoch_steps * config.train.epochs
+        kept = config.train.keep_best, config.train.keep_latest
+        self._checkpoints = Checkpoints(f"{workdir}/{FOLDER}", *kept)
+
+    def start(self, state: TrainState, **facts: Any) -> TrainState:
+        """Return the state to go on from: the newest checkpoint's, or the one given.
+
+        Args:
+          state: before the first step; donated if there is a checkpoint.
+          **facts: JSON values for the manifest.
+
+        Raises:
+          UserError: the checkpoint belongs to a run with another configuration, base or dataset.
+        """
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
+        restored = self._checkpoints.restore_latest(abstract)
+        if restored:
+            manifest.check_resume(restored.extra, self._config, self._fingerprints, self._workdir)
+            self.early = EarlyStop.from_json(restored.extra["early_stop"])
+            self.step, self.is_resumed, state = restored.step, True, restored.state
+        else:
+            manifest.write_config(self._workdir, self._config)
+        from_step = self.step if self.is_resumed else None
+        manifest.write_manifest(self._workdir, self._config, self._fingerprints, from_step, **facts)
+        is_primary = jax.process_index() == 0
+        self._writer = MetricsWriter(self._workdir, from_step, is_primary=is_primary)
+        self.progress = Progress(
+            self._total_steps,
+            self._config.train.contrastive_batch,
+            self.step,
+            is_primary=is_primary,
+        )
+        if self.early.last is not None:
+            self.progress.set_recall(self.early.last, self.early.best)
+        return state
+
+    def log(self, done: int, metrics: Mapping[str, jax.Array], learning_rate: float) -> None:
+        """Write the scalars of the step just made, if it is one to be logged.
+
+        Args:
+          done: steps done.
+          metrics: of the step, still on the device: the one copy to the host happens here.
+          learning_rate: of the step.
+
+        Raises:
+          UserError: too many updates in a row were not finite.
+        """
+        if done % self._config.train.log_every_steps and done != self._total_steps:
+            return
+        scalars = {f"train/{name}": value for name, value in jax.device_get(metrics).items()}
+        scalars |= {"train/learning_rate": learning_rate} | self.progress.timing()
+        self._writer.write(done, scalars)
+        self.progress.show(done, scalars)
+        lost = int(scalars["train/skipped_in_a_row"])
+        if lost >= self._config.train.max_nonfinite_steps:
+            raise UserError(
+                f"loss or gradient was not finite in {lost} steps in a row, up to step {done:,} of "
+                f"{self._workdir}; look at the data, or lower config.optim.learning_rate"
+            )
+
+    def is_evaluation_due(self, done: int) -> bool:
+        """Return whether an evaluation follows this many steps."""
+        every = self._epoch_steps * self._config.train.eval_every_epochs
+        return done % every == 0 or done == self._total_steps
+
+    def record(self, done: int, prefix: str, scores: Mapping[str, float]) -> None:
+        """Write evaluation scores as `<prefix>/<name>`."""
+        self._writer.write(done, {f"{prefix}/{name}": value for name, value in scores.items()})
+
+    def evaluated(self, done: int, scores: Mapping[str, float], state: TrainState) -> None:
+        """Record `val/...` scores, advance the early stop and save.
+
+        Args:
+          done: steps done.
+          scores: of the evaluation, holding "recall@5".
+          state: after these steps.
+        """
+        self.record(done, "val", scores)
+        self.early = self.early.updated(scores["recall@5"], done)
+        self.progress.set_recall(self.early.last, self.early.best)
+        self.progress.say(
+            f"step {done:,}: val/recall@1 {scores['recall@1']:.3f}, {METRIC} "
+            f"{scores['recall@5']:.3f}, best {self.early.best:.3f} at step {self.early.best_step:,}"
+        )
+        self.save(done, state, {METRIC: scores["recall@5"]})
+        self.progress.restart_clock()
+
+    def is_save_due(self, done: int) -> bool:
+        """Return whether a checkpoint between evaluations follows this many steps."""
+        return done % self._config.train.save_every_steps == 0
+
+    def save(
+        self, done: int, state: TrainState, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Save the state after `done` steps, in the background."""
+        extra = {
+            "config": to_dict(self._config),
+            "fingerprints": self._fingerprints.to_json(),
+            "early_stop": self.early.to_json(),
+            "next_step": done,  # the loader's position: batches are a function of the step
+        }
+        self._checkpoints.save(done, state, extra, metrics)
+
+    def is_over(self, done: int) -> bool:
+        """Return whether the run has ended, by its last epoch or by the early stop."""
+        if done >= self._total_steps:
+            return True
+        train = self._config.train
+        epochs = done // self._epoch_steps
+        is_stopped = self.early.is_over(
+            epochs, min_epochs=train.min_epochs, patience=train.patience
+        )
+        return is_stopped and self.is_evaluation_due(done)
+
+    def summary(self) -> str:
+        """Return how the run stands and the command that comes next."""
+        self._checkpoints.wait()
+        done = self._checkpoints.latest_step()
+        if not self.is_over(done):
+            return f"stopped after step {done:,}, saved; the same command goes on from there"
+        best = self._checkpoints.path(self.early.best_step)
+        return (
+            f"best {METRIC} {self.early.best:.4f}, after step {self.early.best_step:,}: {best}\n"
+            f"next: python launch/evaluate.py --checkpoint={self._workdir}"
+        )
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        self._checkpoints.close()
+        self._writer.close()
+        self.progress.close()
