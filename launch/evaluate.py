@@ -1,0 +1,129 @@
+r"""Evaluate: how well a checkpoint's clips find their texts, beside chance and the base model.
+
+python launch/evaluate.py --checkpoint=runs/pretrain [--dataset=datasets/dst_clips] [--split=val]
+
+--checkpoint takes a workdir (its best checkpoint is taken and named), a checkpoint or an export.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import flags
+from etils import epath
+from jax.sharding import NamedSharding
+
+from vtalign_jax import commandline, sharding
+from vtalign_jax.config import Config, MeshConfig
+from vtalign_jax.evaluation.embed import Evaluator
+from vtalign_jax.evaluation.table import format_table
+from vtalign_jax.interop.model_card import SETTINGS
+from vtalign_jax.interop.tokens import ClipTokenizer
+from vtalign_jax.pipeline.dataset import ClipSplit, open_split
+from vtalign_jax.training.assemble import load
+from vtalign_jax.training.trained import Trained, load_trained
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "workdir (its best checkpoint is taken), checkpoint, or export"
+)
+_DATASET = flags.DEFINE_string(
+    "dataset", "", "what prepare.py wrote with --out; by default what the run was trained on"
+)
+_SPLIT = flags.DEFINE_string("split", "", "by default the run's validation split")
+_BASE = flags.DEFINE_string("base", "", "directory or hub id of the base model, where it has moved")
+_JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON instead of a table")
+
+
+def main() -> None:
+    """Evaluate a checkpoint."""
+    # With --json nothing else stands on standard output.
+    with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
+        result = _evaluate()
+    if jax.process_index() != 0:
+        return
+    if _JSON.value:
+        print(json.dumps(result | {"rows": _without_nan(result["rows"])}, indent=2))
+    else:
+        found = result["rows"]["chance"]
+        name = f"{result['dataset']}, {result['split']}"
+        print(f"{name}: {found['clips']:,} clips, {found['texts']:,} distinct texts")
+        print(format_table(result["rows"]))
+    print(f"next: {_next_command()}", file=sys.stderr if _JSON.value else sys.stdout)
+
+
+def _evaluate() -> dict[str, Any]:
+    """Return what was evaluated, on what, and the metrics by row of the table."""
+    is_primary = jax.process_index() == 0
+    say = functools.partial(print, flush=True) if is_primary else lambda line: None
+    trained = load_trained(_CHECKPOINT.value, _BASE.value)
+    say(trained.source)
+    dataset = _DATASET.value or trained.config.data.dir
+    split = open_split(dataset, _SPLIT.value or trained.config.data.val_split)
+    mesh = _make_mesh(trained.config.mesh)
+    config = _fitted(trained.config, dataset, split, mesh.size)
+    before = trained.config.data.frames
+    if split.frames != before:
+        say(f"trained with {before} frames a clip, {dataset} holds {split.frames}")
+    rows = _scores(trained, config, split, mesh, say)
+    return {"source": trained.source, "dataset": dataset, "split": split.name, "rows": rows}
+
+
+def _make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
+    """Return a mesh over the devices at hand, sharded as in training where they suffice."""
+    fsdp = max(config.fsdp, 1)
+    return sharding.make_mesh(MeshConfig(fsdp=math.gcd(fsdp, jax.device_count())))
+
+
+def _fitted(config: Config, dataset: str, split: ClipSplit, devices: int) -> Config:
+    """Return the run's configuration for this dataset and this number of devices."""
+    rows = -(-config.train.eval_batch // devices) * devices
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, dir=dataset, frames=split.frames),
+        train=dataclasses.replace(config.train, eval_batch=rows),
+    )
+
+
+def _scores(
+    trained: Trained,
+    config: Config,
+    split: ClipSplit,
+    mesh: jax.sharding.Mesh,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, float]]:
+    """Return the metrics by row of the table."""
+    assembly = trained.assembly
+    tokenizer = ClipTokenizer(assembly.directory)
+    evaluator = Evaluator(assembly.bind, mesh, split, tokenizer, config, say)
+    say(f"loading the base from {assembly.directory}")
+    untrained, frozen = load(assembly, mesh)
+    say(f"evaluating the base, then the checkpoint, on {len(split):,} clips: compiling first")
+    zero_shot, _ = evaluator.score_untrained(untrained, frozen)
+    params = jax.device_put(trained.params, NamedSharding(mesh, sharding.WHOLE))
+    found = evaluator.score(params, frozen)
+    return {"chance": evaluator.chance(), "zero_shot": zero_shot, "checkpoint": found}
+
+
+def _without_nan(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    return {
+        row: {name: None if math.isnan(value) else value for name, value in metrics.items()}
+        for row, metrics in rows.items()
+    }
+
+
+def _next_command() -> str:
+    path = _CHECKPOINT.value
+    base = f" --base={_BASE.value}" if _BASE.value else ""
+    if (epath.Path(path) / SETTINGS).exists():
+        return f"python launch/export.py --verify={path}{base}"
+    return f"python launch/export.py --checkpoint={path} --format=peft{base}"
+
+
+if __name__ == "__main__":
+    commandline.run(main, required=("checkpoint",))

@@ -1,0 +1,103 @@
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.pipeline.clip_fixtures import FRAMES, jpeg, make_clips, write_dataset
+from vtalign_jax import config as config_lib
+from vtalign_jax.evaluation.retrieval import chance_metrics
+from vtalign_jax.interop.base_files import base_fingerprint
+from vtalign_jax.interop.tiny import write_tiny_checkpoint
+from vtalign_jax.pipeline.dataset import open_split
+from vtalign_jax.training.assemble import assemble
+from vtalign_jax.training.checkpoint import METRIC, Checkpoints
+
+ROOT = pathlib.Path(__file__).parents[2]
+SIZE = 64  # pixels, of the tiny base
+
+
+def _evaluate(*arguments, cwd=ROOT):
+    command = [sys.executable, str(ROOT / "launch" / "evaluate.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run whose checkpoint 20 is its best and 30 its newest."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_tiny_checkpoint(folder / "base")
+    clips = make_clips(recordings=4, nodes=4, cameras=1)
+    for number, clip in enumerate(clips):
+        clip["frames"] = [jpeg((9 * number, 7 * k, 99), SIZE) for k in range(FRAMES)]
+    write_dataset(folder / "data", {"val": clips}, image_size=SIZE)
+    config = config_lib.resolve(
+        {
+            "model": {"base": str(folder / "base"), "embedding_dim": 16},
+            "tune": {"text_blocks": 1, "rank": 2},
+            "data": {"dir": str(folder / "data"), "frames": FRAMES},
+            "train": {"eval_batch": 6},
+        }
+    )
+    shapes = assemble(config).trainable
+    extra = {
+        "config": config_lib.to_dict(config),
+        "fingerprints": {"base": base_fingerprint(folder / "base"), "data": "f" * 64},
+    }
+    checkpoints = Checkpoints(folder / "run" / "checkpoints")
+    for step, recall in ((20, 0.75), (30, 0.5)):
+        rng = np.random.default_rng(step)
+        params = {p: jnp.asarray(rng.normal(size=x.shape), x.dtype) for p, x in shapes.items()}
+        state = {"params": params, "step": jnp.int32(step)}
+        checkpoints.save(step, state, extra, {METRIC: recall})
+    checkpoints.close()
+    return folder / "run"
+
+
+def test_table_has_chance_zero_shot_and_the_best_checkpoint(workdir):
+    done = _evaluate(f"--checkpoint={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoints/20 (the best of {workdir}" in done.stdout
+    lines = done.stdout.splitlines()
+    start = next(i for i, line in enumerate(lines) if "multi-instance" in line)
+    assert [
+        next(word for word in line.split() if word in ("chance", "zero_shot", "checkpoint"))
+        for line in lines[start : start + 3]
+    ] == ["chance", "zero_shot", "checkpoint"]
+    assert "16 clips, 4 distinct texts" in done.stdout
+    assert lines[-1] == f"next: python launch/export.py --checkpoint={workdir} --format=peft"
+
+
+def test_json_holds_the_same_numbers_for_any_checkpoint_and_dataset(workdir, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(workdir / "checkpoints" / "30", moved)
+    data = workdir.parent / "data"
+    done = _evaluate(f"--checkpoint={moved}", f"--dataset={data}", "--split=val", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["source"].startswith(f"checkpoint {moved}")
+    assert (found["dataset"], found["split"]) == (str(data), "val")
+    chance = chance_metrics(open_split(str(data), "val").identity)
+    assert found["rows"]["chance"] == pytest.approx(chance)
+    assert found["rows"]["zero_shot"].keys() == found["rows"]["checkpoint"].keys()
+    assert found["rows"]["zero_shot"] != found["rows"]["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "--checkpoint is missing"),
+        (["--checkpoint=runs/absent"], "no such checkpoint or workdir runs/absent"),
+        (["--checkpoint={workdir}", "--dataset=absent"], "no dataset in absent"),
+    ],
+)
+def test_user_error_is_one_line_and_code_2(workdir, arguments, expected):
+    done = _evaluate(*(argument.format(workdir=workdir) for argument in arguments))
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert expected in line
+    assert "Traceback" not in done.stderr
