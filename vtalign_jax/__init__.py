@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 _HOMES = {  # public name -> module; loaded on first use, so that `import vtalign_jax` stays light
-    "Aligner": "vtalign_jax.interop.aligner",
+    "Aligner": "vtalign_jax.aligner",
     "load_smolvlm": "vtalign_jax.interop.weights",
     "weighted_info_nce": "vtalign_jax.objectives.info_nce",
 }

@@ -1,0 +1,99 @@
+"""A base model of either architecture and a checkpoint trained on it, without PyTorch or training."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from vtalign_jax.config import Config, resolve, to_dict
+from vtalign_jax.interop.base_files import base_fingerprint
+from vtalign_jax.interop.tiny import write_tiny_checkpoint
+from vtalign_jax.models import parameters
+from vtalign_jax.training import optim
+from vtalign_jax.training.assemble import assemble
+from vtalign_jax.training.checkpoint import FOLDER, METRIC, Checkpoints
+from vtalign_jax.training.manifest import Fingerprints
+from vtalign_jax.training.state import init_state
+
+FRAMES, STEP = 4, 7
+
+
+def write_base(directory: Path, architecture: str) -> Path:
+    """Write a small random base, norms and biases random too.
+
+    The Idefics3 one has an own output matrix and, as SmolVLM-Instruct, a tokenizer to which
+    <global-img> is several tokens.
+    """
+    write_tiny_checkpoint(directory)
+    weights, rng = load_file(directory / "model.safetensors"), np.random.default_rng(5)
+    for key, value in sorted(weights.items()):
+        if value.ndim == 1:
+            weights[key] = value + 0.3 * rng.standard_normal(value.shape).astype(np.float32)
+    if architecture == "idefics3":
+        weights["lm_head.weight"] = weights["model.text_model.embed_tokens.weight"][::-1].copy()
+        _edit(directory / "config.json", _as_idefics3)
+        _edit(directory / "tokenizer.json", _without_global_image)
+        _edit(directory / "tokenizer_config.json", _without_global_image)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def make_config(base: Path, **sections: dict) -> Config:
+    """Return a configuration of the small model; sections override its fields."""
+    values = {
+        "model": {"base": str(base), "embedding_dim": 24},
+        "tune": {"text_blocks": 2, "rank": 3, "alpha": 7.5},
+        "data": {"frames": FRAMES, "max_text_tokens": 32},
+    }
+    for name, fields in sections.items():
+        values[name] = values[name] | fields
+    return resolve(values)
+
+
+def write_checkpoint(workdir: Path, config: Config, *, lora_b: float = 0.2) -> Path:
+    """Write a workdir with one checkpoint whose trained leaves are random; return it.
+
+    Args:
+      workdir: the folder.
+      config: of the run.
+      lora_b: scale of the LoRA B matrices, 0 leaves the model untrained.
+    """
+    assembly = assemble(config)
+    rng = np.random.default_rng(3)
+    made = parameters.parameters_of(assembly.make_model())
+    params = {}
+    for path in assembly.trainable:
+        value = np.asarray(made[path], np.float32)
+        noise = rng.standard_normal(value.shape).astype(np.float32)
+        if path.endswith("lora_b"):
+            value = lora_b * noise
+        elif path != "log_temperature":
+            value = value + 0.05 * noise
+        params[path] = jnp.asarray(value)
+    extra = {
+        "config": to_dict(config),
+        "fingerprints": Fingerprints(base_fingerprint(assembly.directory), "none").to_json(),
+    }
+    checkpoints = Checkpoints(workdir / FOLDER)
+    state = init_state(params, optim.make_optimizer(config.optim, 10), 0)
+    checkpoints.save(STEP, state, extra, {METRIC: 0.75, "val/recall@1": 0.5})
+    checkpoints.wait()
+    checkpoints.close()
+    return workdir
+
+
+def _edit(file: Path, change) -> None:
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+
+def _as_idefics3(config: dict) -> dict:
+    config |= {"model_type": "idefics3", "architectures": ["Idefics3ForConditionalGeneration"]}
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
+    config["vision_config"]["model_type"] = "idefics3_vision"
+    return config
+
+
+def _without_global_image(values: dict) -> dict:
+    return json.loads(json.dumps(values).replace("<global-img>", "<unused>"))

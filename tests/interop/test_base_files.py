@@ -1,0 +1,118 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import vtalign_jax as vt
+from vtalign_jax.errors import UserError
+from vtalign_jax.interop import base_files, tiny
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny")
+    tiny.write_tiny_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture
+def checkpoint(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def _shard(directory):
+    """Split the weights into two files with an index, as transformers does."""
+    tensors = load_file(directory / "model.safetensors")
+    names, weight_map = sorted(tensors), {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, directory / file)
+        weight_map.update(dict.fromkeys(part, file))
+    (directory / base_files.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "model.safetensors").unlink()
+
+
+def test_sharded_files_hold_the_same_tensors(whole, checkpoint):
+    _shard(checkpoint)
+    single, sharded = (base_files.stored_tensors(d) for d in (whole, checkpoint))
+    assert sorted(single) == sorted(sharded)
+    for key, tensor in single.items():
+        np.testing.assert_array_equal(tensor.array(), sharded[key].array())
+
+
+def test_a_shard_that_the_index_names_but_is_not_there_is_named(checkpoint):
+    _shard(checkpoint)
+    (checkpoint / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks model-00002-of-00002\.safetensors"):
+        vt.load_smolvlm(checkpoint)
+
+
+def test_a_tensor_that_the_index_names_but_its_file_lacks_is_named(checkpoint):
+    _shard(checkpoint)
+    index = json.loads((checkpoint / base_files.INDEX).read_text())
+    index["weight_map"]["model.lost.weight"] = "model-00001-of-00002.safetensors"
+    (checkpoint / base_files.INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"model\.lost\.weight"):
+        vt.load_smolvlm(checkpoint)
+
+
+@pytest.mark.parametrize("kept", [3, 500, -4])
+def test_a_file_cut_off_by_a_broken_download_is_refused(checkpoint, kept):
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        vt.load_smolvlm(checkpoint)
+
+
+def test_weights_in_another_format_only_are_refused(checkpoint):
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+    with pytest.raises(UserError, match="no safetensors file"):
+        vt.load_smolvlm(checkpoint)
+
+
+def test_integer_weights_are_refused(checkpoint):
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.text_model.norm.weight"] = np.ones(64, np.int8)
+    save_file(tensors, checkpoint / "model.safetensors")
+    with pytest.raises(UserError, match="stored as I8"):
+        vt.load_smolvlm(checkpoint)
+
+
+def test_a_folder_without_configuration_is_refused(checkpoint):
+    (checkpoint / "config.json").unlink()
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        vt.load_smolvlm(checkpoint)
+
+
+def test_a_broken_configuration_is_refused(checkpoint):
+    (checkpoint / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot read .*config\.json"):
+        vt.load_smolvlm(checkpoint)
+
+
+@pytest.mark.parametrize("base", ["/nowhere/at/all", "./nowhere", "smolvlm", "a/b/c"])
+def test_a_path_that_does_not_exist_is_refused(base):
+    with pytest.raises(UserError, match="no base model at"):
+        vt.load_smolvlm(base)
+
+
+def test_a_hub_id_that_cannot_be_downloaded_is_one_clear_error():
+    with pytest.raises(UserError, match=r"cannot get base model 'nobody/nothing'.*directory"):
+        vt.load_smolvlm("nobody/nothing")
+
+
+def test_the_fingerprint_repeats_and_tells_weights_configurations_and_tokenizers_apart(
+    whole, checkpoint
+):
+    first = base_files.base_fingerprint(whole)
+    assert first == base_files.base_fingerprint(checkpoint)
+    assert len(first) == 16
+    seen = {first}
+    for name in ("config.json", "tokenizer.json"):
+        (checkpoint / name).write_text((checkpoint / name).read_text() + "\n")
+        seen.add(base_files.base_fingerprint(checkpoint))
+    tiny.write_tiny_checkpoint(checkpoint, seed=1)
+    seen.add(base_files.base_fingerprint(checkpoint))
+    assert len(seen) == 4

@@ -1,0 +1,68 @@
+"""The 2.2B models, never allocated: every table covers every leaf."""
+
+import json
+import pathlib
+import re
+
+import pytest
+from flax import nnx
+
+from vtalign_jax.interop import weights
+from vtalign_jax.models import parameters
+from vtalign_jax.models.configuration import SmolVLMConfig
+from vtalign_jax.models.lora import AdapterConfig
+from vtalign_jax.models.smolvlm import SmolVLM
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+NAMES = {"smolvlm2_2b_instruct": 2_246_784_880, "smolvlm_instruct": 2_246_272_880}
+HF_CLASSES = {
+    "smolvlm": ("SmolVLMConfig", "SmolVLMForConditionalGeneration"),
+    "idefics3": ("Idefics3Config", "Idefics3ForConditionalGeneration"),
+}
+
+
+def _abstract(name, adapters=None):
+    config = SmolVLMConfig.from_hf(json.loads((FIXTURES / f"{name}.json").read_text()))
+    _, abstract = parameters.abstract(lambda: SmolVLM(config, adapters, rngs=nnx.Rngs(0)))
+    return config, abstract
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_has_the_published_number_of_parameters(name):
+    config, abstract = _abstract(name)
+    assert sum(leaf.size for leaf in abstract.values()) == NAMES[name]
+    assert config.tokens_per_frame == 81
+    assert config.vision.patches_per_side == 27
+
+
+@pytest.mark.parametrize("text_blocks", [0, 8, 24])
+def test_every_key_rule_matches_and_every_leaf_matches_one(text_blocks):
+    _, abstract = _abstract("smolvlm2_2b_instruct", AdapterConfig(text_blocks=text_blocks))
+    paths = [path for path in abstract if "lora_" not in path]
+    matched = parameters.match(weights.KEY_RULES, paths)
+    assert sorted(matched) == sorted(paths)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", NAMES)
+def test_our_keys_and_shapes_are_exactly_those_of_transformers(name):
+    import torch
+    import transformers
+
+    values = json.loads((FIXTURES / f"{name}.json").read_text())
+    config_class, model_class = (
+        getattr(transformers, class_name) for class_name in HF_CLASSES[values["model_type"]]
+    )
+    with torch.device("meta"):
+        theirs = model_class(config_class(**values))
+    expected = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
+    _, abstract = _abstract(name, AdapterConfig())
+    ours = {}
+    for path, source in weights.hugging_face_sources(abstract).items():
+        shape = weights.source_shape(source, abstract[path].shape)
+        for key in source.keys:
+            assert key not in ours
+            ours[key] = shape
+    assert ours == expected
+    blocks = {int(n[1]) for key in ours if (n := re.search(r"text_model\.layers\.(\d+)\.", key))}
+    assert blocks == set(range(24))

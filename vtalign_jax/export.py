@@ -1,0 +1,109 @@
+"""Exports: written, loaded back in PyTorch, compared, and only then given their name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vtalign_jax.aligner import Aligner
+from vtalign_jax.config import to_dict
+from vtalign_jax.interop import certificate, model_card, peft
+from vtalign_jax.interop.base_files import TINY
+from vtalign_jax.interop.folders import new_folder
+from vtalign_jax.interop.tokens import ClipTokenizer
+from vtalign_jax.models.aligner import MIN_TEMPERATURE
+from vtalign_jax.models.vision import position_ids
+from vtalign_jax.training.trained import Trained, load_trained
+
+_MOST_FRAMES = 64  # of a clip that embed.py can say
+
+
+class ExportDiffers(Exception):
+    """PyTorch read other embeddings from the files; the message holds the figures."""
+
+
+def export_peft(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    base: str = "",
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+) -> str:
+    """Write the `peft` export of a checkpoint.
+
+    Args:
+      checkpoint: workdir (its best checkpoint is taken), checkpoint or export.
+      out: the folder.
+      base: directory or hub id of the base model, if it is not where it was in training.
+      overwrite: replace an export at `out`.
+      say: prints a line.
+
+    Returns:
+      Why the export is unverified; empty if it was verified.
+
+    Raises:
+      UserError: no such checkpoint, `out` is taken, or an adapter that would load as nothing.
+      ExportDiffers: the files give other embeddings in PyTorch; nothing is left at `out`.
+    """
+    with new_folder(out, peft.SETTINGS, overwrite=overwrite) as folder:
+        trained = load_trained(checkpoint, base)
+        say(f"exporting {trained.source}")
+        _write(folder, trained)
+        config, facts = trained.config, trained.facts
+        say("embedding the certificate's clips and texts in float32")
+        aligner = Aligner(trained, "float32")
+        certificate.write_reference(folder, aligner, config.data.frames, facts["window_seconds"])
+        del aligner  # the memory is PyTorch's turn's
+        unverified = _try_verify(folder, trained.assembly.directory, say)
+        model_card.write_card(folder, unverified)
+    return unverified
+
+
+def _write(folder: Path, trained: Trained) -> None:
+    assembly, config = trained.assembly, trained.config
+    keys = peft.adapter_keys(trained.params, assembly.trainable | assembly.frozen)
+    adapter = peft.adapter_tensors(trained.params, keys)
+    head = peft.head_tensors(trained.params)
+    peft.check(adapter, head, assembly.directory)
+    side = assembly.base.vision.patches_per_side
+    head["position_ids"] = position_ids(side, side, side).astype(np.int64)
+    tokenizer, window = ClipTokenizer(assembly.directory), trained.facts["window_seconds"]
+    settings = {
+        "format": peft.FORMAT,
+        "base": str(assembly.directory) if config.model.base == TINY else config.model.base,
+        "image_size": tokenizer.image_size,
+        "frames": config.data.frames,
+        "window_seconds": window,
+        "max_text_tokens": config.data.max_text_tokens,
+        "pooling": config.model.pooling,
+        "embedding_dim": config.model.embedding_dim,
+        "temperature": max(float(np.exp(trained.params["log_temperature"])), MIN_TEMPERATURE),
+        "heads": {kind: _head_names(config.model.head, kind) for kind in ("video", "text")},
+        "layout": tokenizer.layout(max(_MOST_FRAMES, config.data.frames), window),
+        "trained": trained.facts,
+        "config": to_dict(config),
+    }
+    peft.write(folder, adapter, head, settings, assembly.directory)
+
+
+def _head_names(head: str, kind: str) -> list[str]:
+    """Return the tensors of one modality's head, in the order they are applied."""
+    name = "head" if head == "shared" else f"{kind}_head"
+    return [f"{name}.{layer}.{leaf}" for layer in ("fc1", "fc2") for leaf in ("weight", "bias")]
+
+
+def _try_verify(folder: Path, base: Path, say: Callable[[str], None]) -> str:
+    """Return why there is no result, or "" after a comparison that passed."""
+    missing = certificate.missing_packages()
+    if missing:
+        return f"{', '.join(missing)} not installed where it was written."
+    say("loading the files in PyTorch and comparing")
+    try:
+        result = certificate.verify(folder, str(base))
+    except certificate.CheckFailed as error:
+        return f"PyTorch could not load it where it was written ({error})."
+    if not certificate.is_passed(result):
+        raise ExportDiffers(certificate.describe(result))
+    say(certificate.describe(result))
+    return ""

@@ -1,0 +1,63 @@
+"""Folders that appear whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from vtalign_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def new_folder(out: str | Path, marker: str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty folder to write in, and rename it to `out` when the block ends without error.
+
+    Args:
+      out: the final name, on this machine.
+      marker: file that every folder of this kind holds; only such a folder is ever replaced.
+      overwrite: replace `out` if it exists.
+
+    Raises:
+      UserError: `out` exists and may not be replaced, or its parent cannot be written.
+    """
+    if "://" in str(out):
+        raise UserError(f"--out={out} is not on this machine; write a local folder and copy it")
+    out = Path(out).expanduser().absolute()
+    _check_free(out, marker, overwrite)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; choose another --out") from None
+    try:
+        yield work
+        _grant_umask(work)
+        _check_free(out, marker, overwrite)
+        replaced = work.with_name(work.name + ".replaced")
+        if out.exists():
+            out.rename(replaced)
+        work.rename(out)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_free(out: Path, marker: str, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{out} exists; choose another --out, or replace it with --overwrite")
+    is_empty = out.is_dir() and not any(out.iterdir())
+    if not is_empty and not (out / marker).exists():
+        raise UserError(
+            f"{out} is not an export (it has no {marker}) and is left alone; choose another --out"
+        )
+
+
+def _grant_umask(folder: Path) -> None:
+    """Give the folder the rights a plain mkdir gives; mkdtemp's are the owner's alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)

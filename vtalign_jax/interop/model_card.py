@@ -1,0 +1,146 @@
+"""The README.md of an export, rewritten from its own files when a verification adds a result."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vtalign_jax.interop import certificate
+
+CARD = "README.md"
+SETTINGS = "vtalign.json"
+_FIGURES = ("val/recall@1", "val/recall@5", "val/recall@10")  # of the checkpoint
+
+_CARD = """---
+base_model: {base}
+library_name: peft
+tags: [video-text-alignment, lora, smolvlm, vtalign_jax]
+---
+# {title}
+
+LoRA adapter and projection head that give video clips and texts one embedding space, trained with
+vtalign_jax on [{base}]({link}).
+
+| | |
+|---|---|
+| adapter | {adapter} |
+| embedding | {embedding} |
+| clip | {frames} frames in {window_seconds:g} s, squeezed to {image_size} x {image_size} pixels |
+| trained | {trained} |
+
+## Use
+
+Needs `torch`, `transformers` (4.57.1 or newer), `peft` (0.11.1 or newer), `pillow`.
+
+```python
+from embed import Embedder              # the embed.py of this folder
+
+embedder = Embedder(".")                # base="path or hub id", device="cuda", dtype="bfloat16"
+z_text = embedder.text("attach wheel to chassis")      # float32[E], unit norm
+z_video = embedder.clip(frames)                        # uint8[F, H, W, 3] -> float32[E]
+print(z_video @ z_text)
+```
+
+The adapter alone, for further training or generation:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+base = AutoModelForImageTextToText.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, ".")
+```
+
+Use this class, not `AutoModel`: the modules of the latter have other names, and PEFT then loads
+nothing, with no more than a warning. transformers 4.55 to 4.57 place each image patch one position
+too early (huggingface/transformers issue 41190): there the base itself sees other pictures than in
+training. `Embedder` puts the positions right, and `Embedder(".").model` is the whole model with
+that repair. The head is in `head.safetensors`, settings and prompts are in `vtalign.json`. In JAX
+the folder loads with `vtalign_jax.Aligner.load`.
+
+## Certificate
+
+{certificate}
+"""
+
+_UNVERIFIED = """**UNVERIFIED**: {reason} Verify it elsewhere with
+
+```
+{command}
+```"""
+
+_COMPARED = """The files of this folder were loaded with PyTorch, and the embeddings of {clips} \
+fixed clips and {texts} texts compared, in float32, with those of the exported JAX model \
+(`certificate.safetensors`). Required: every cosine at least {required}, no adapter key missing or \
+unexpected.
+
+| transformers, peft, torch | lowest cosine, clips | texts | largest error | lost keys | |
+|---|---|---|---|---|---|
+{rows}
+
+Without the adapter the lowest cosine of the texts is {without:.4f}."""
+
+
+def write_card(folder: Path, unverified: str = "") -> None:
+    """Write the model card of an export from the files in it.
+
+    Args:
+      folder: the export.
+      unverified: sentence that says why there is no result yet.
+    """
+    settings = json.loads((folder / SETTINGS).read_text())
+    base, config, trained = settings["base"], settings["config"], settings["trained"]
+    metrics = trained["metrics"]
+    figures = [f"{name} {metrics[name]:.4f}" for name in _FIGURES if name in metrics]
+    text = _CARD.format(
+        base=base,
+        link=base if Path(base).is_absolute() else f"https://huggingface.co/{base}",
+        title=f"{Path(base).name}: video-text alignment",
+        adapter=_adapter(config["tune"]),
+        embedding=f"{settings['embedding_dim']} numbers, pooling {settings['pooling']}, "
+        f"head {config['model']['head']}, temperature {settings['temperature']:.4f}",
+        frames=settings["frames"],
+        window_seconds=settings["window_seconds"],
+        image_size=settings["image_size"],
+        trained=", ".join([f"{trained['step']} steps", *figures]),
+        certificate=_certificate(folder, unverified),
+    )
+    (folder / CARD).write_text(text)
+
+
+def verify_command(folder: Path | str) -> str:
+    """Return the command that verifies an export where PyTorch is installed."""
+    return f"python launch/export.py --verify={folder}"
+
+
+def _adapter(tune: dict[str, Any]) -> str:
+    projections = "q, k, v, o" + (", gate, up, down" if tune["mlp"] else "")
+    connector = "the connector and " if tune["connector"] == "lora" else ""
+    full = (
+        "; the connector itself trained (`modules_to_save`)" if tune["connector"] == "full" else ""
+    )
+    return (
+        f"rank {tune['rank']}, alpha {tune['alpha']:g}, on {connector}{projections} of the top "
+        f"{tune['text_blocks']} text blocks{full}"
+    )
+
+
+def _certificate(folder: Path, unverified: str) -> str:
+    found = certificate.results(folder)
+    if not found:
+        command = verify_command("PATH_OF_THIS_FOLDER")
+        return _UNVERIFIED.format(reason=unverified or "not compared yet.", command=command)
+    inputs = json.loads((folder / certificate.INPUTS).read_text())
+    rows = [
+        f"| {r['transformers']}, {r['peft']}, {r['torch']} | {r['cosine_video']:.7f} | "
+        f"{r['cosine_text']:.7f} | {max(r['max_error_video'], r['max_error_text']):.1e} | "
+        f"{len(r['missing']) + len(r['unexpected'])} | "
+        f"{'passed' if certificate.is_passed(r) else '**FAILED**'} |"
+        for r in found
+    ]
+    return _COMPARED.format(
+        clips=len(inputs["times"]),
+        texts=len(inputs["texts"]),
+        required=certificate.MIN_COSINE,
+        rows="\n".join(rows),
+        without=min(r["cosine_text_without_adapter"] for r in found),
+    )
