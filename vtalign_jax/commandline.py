@@ -18,9 +18,6 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
       required: names of flags that must be given.
     """
 
-    # Libraries log each of their steps at INFO; --verbosity=0 shows it.
-    flags.FLAGS.set_default("verbosity", logging.WARNING)
-
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(argv)
@@ -36,6 +33,8 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
         return rest
 
     def guarded(_: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # libraries tell their every step at INFO
         try:
             main()
         except UserError as error:
