@@ -93,7 +93,9 @@ class ArrowFrames:
         batch = next(n for n in reversed(range(len(self._starts))) if self._starts[n] <= row)
         text = self._columns[batch][row - self._starts[batch]].as_py()
         try:
-            return base64.b64decode(text or "", validate=True)
+            if not text:
+                raise ValueError("empty")
+            return base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as error:
             return FrameFault("damaged picture", f"{self._path} row {row}: {error}")
 

@@ -1,0 +1,140 @@
+import base64
+import io
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from tests.index_video import (
+    NTSC,
+    constant_ticks,
+    decode_all,
+    draw_index,
+    read_index,
+    write_video,
+)
+from tests.proassist_tree import write_arrow
+from vtalign_jax.dst.arrow import ArrowFrames, row_step
+from vtalign_jax.dst.faults import FrameError, FrameFault
+
+
+def _jpeg(index):
+    buffer = io.BytesIO()
+    Image.fromarray(draw_index(index, 96, 96)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _write(path, indices, **options):
+    write_arrow(path, [base64.b64encode(_jpeg(index)).decode() for index in indices], **options)
+
+
+def _ask(frames, times):
+    return [
+        (time, found if isinstance(found, FrameFault) else read_index(_open(found)))
+        for time, found in frames.frames_at(times)
+    ]
+
+
+def _open(data):
+    return Image.open(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("fps", "step", "rate"),
+    [
+        (30.0, 15, 2.0),
+        (60.0, 30, 2.0),
+        (30000 / 1001, 14, 2.141),
+        (25.0, 12, 2.083),
+        (60000 / 1001, 29, 2.067),
+        (24.0, 12, 2.0),
+        (15.0, 7, 2.143),
+    ],
+)
+def test_row_step_is_that_of_the_users_files(fps, step, rate):
+    assert row_step(fps) == step
+    assert fps / row_step(fps) == pytest.approx(rate, abs=5e-4)
+
+
+@pytest.mark.parametrize("rate", [15, 24, 25, NTSC, 30, NTSC * 2], ids=lambda r: f"{float(r):.2f}")
+def test_rows_written_by_the_rule_show_the_frame_begun_last(tmp_path, rate):
+    video, path = tmp_path / "v.mkv", tmp_path / "v.arrow"
+    write_video(video, constant_ticks(400, rate), rate=rate, width=96)
+    step = int((int(float(rate)) + 0.5) // 2)
+    kept = [read_index(frame) for frame in decode_all(video)[::step]]
+    assert kept == list(range(0, 400, step))
+    _write(path, kept, rows_a_batch=7)
+    frames = ArrowFrames(str(path), float(rate))
+    end = len(kept) * step / float(rate)
+    asked = [0.0, *np.random.default_rng(0).uniform(0, end, 50)]
+    asked += [row * step / float(rate) for row in range(0, len(kept), 3)]
+    expected = [
+        (time, step * math.floor(time * float(rate) / step + 1e-6)) for time in sorted(asked)
+    ]
+    assert _ask(frames, asked) == expected
+    assert frames.duration == pytest.approx(end)
+
+
+def test_assuming_two_rows_a_second_would_be_far_off(tmp_path):
+    path = tmp_path / "v.arrow"
+    _write(path, range(1210))
+    ((_, index),) = _ask(ArrowFrames(str(path), 30000 / 1001), [560.56])
+    assert index == 1200  # at 2.0 rows a second it would be 1121, 39 s earlier
+
+
+def test_times_before_the_first_and_past_the_last_row_give_nothing(tmp_path):
+    path = tmp_path / "v.arrow"
+    _write(path, range(4))
+    frames = ArrowFrames(str(path), 30.0)
+    assert _ask(frames, [-0.1, 0.0, 1.99, 2.0, 50.0]) == [(0.0, 0), (1.99, 3)]
+
+
+def test_bytes_come_back_as_stored_and_once_a_row(tmp_path):
+    path = tmp_path / "v.arrow"
+    _write(path, range(4), column="image")
+    (_, first), (_, second), (_, third) = ArrowFrames(str(path), 30.0).frames_at([0.6, 0.9, 1.0])
+    assert first == _jpeg(1)
+    assert first is second
+    assert third == _jpeg(2)
+
+
+def test_a_file_cut_in_the_middle_gives_its_rows_and_names_the_cut(tmp_path):
+    path = tmp_path / "v.arrow"
+    _write(path, range(40), rows_a_batch=10)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * 0.6)])
+    found = dict(_ask(ArrowFrames(str(path), 30.0), [0.0, 9.9, 10.0, 15.0]))
+    assert (found[0.0], found[9.9]) == (0, 19)
+    for time in (10.0, 15.0):
+        assert isinstance(found[time], FrameFault)
+        assert "cut off after row 20" in found[time].detail
+
+
+def test_what_is_no_frame_file_is_refused_with_a_reason(tmp_path):
+    path = tmp_path / "v.arrow"
+    for content in (b"", b"no arrow" * 20):
+        path.write_bytes(content)
+        with pytest.raises(FrameError, match="unreadable Arrow"):
+            ArrowFrames(str(path), 30.0)
+    _write(path, range(2), column="pixels")
+    with pytest.raises(FrameError, match="no column frame or image"):
+        ArrowFrames(str(path), 30.0)
+    _write(path, range(2))
+    with pytest.raises(FrameError, match="frame rate below 2"):
+        ArrowFrames(str(path), 1.5)
+    with pytest.raises(FrameError, match="unreadable Arrow"):
+        ArrowFrames(str(tmp_path / "missing.arrow"), 30.0)
+
+
+def test_a_row_that_is_not_base64_is_a_fault_and_its_neighbours_are_fine(tmp_path):
+    path = tmp_path / "v.arrow"
+    rows = [base64.b64encode(_jpeg(0)).decode(), "*no base64*", None]
+    schema = pa.schema([("frame", pa.string())])
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        writer.write_batch(pa.record_batch([pa.array(rows, pa.string())], schema=schema))
+    found = dict(_ask(ArrowFrames(str(path), 30.0), [0.1, 0.6, 1.1]))
+    assert found[0.1] == 0
+    assert isinstance(found[0.6], FrameFault)
+    assert isinstance(found[1.1], FrameFault)

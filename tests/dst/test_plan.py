@@ -1,0 +1,126 @@
+import json
+
+import pytest
+
+from vtalign_jax.dst.plan import Settings, make_plan
+from vtalign_jax.errors import UserError
+
+
+def _row(uid, *names, start=1.0):
+    nodes = [
+        {"type": "step", "id": f"S{n}", "start_ts": start, "end_ts": start + 2, "name": name}
+        for n, name in enumerate(names or ("do it",))
+    ]
+    return {"video_uid": uid, "dst": nodes}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write annotation files and empty video files, and plan."""
+
+    def plan(files, videos=(), **flags):
+        for name, rows in files.items():
+            (tmp_path / name).write_text(json.dumps(rows))
+        folder = tmp_path / "videos"
+        folder.mkdir(exist_ok=True)
+        for uid in videos:
+            (folder / f"{uid}.mp4").write_bytes(b"12345")
+        annotations = ",".join(str(tmp_path / name) for name in files)
+        return make_plan(Settings(annotations, str(folder), **flags))
+
+    return plan
+
+
+def _uids(plan):
+    return {s: [job.pairs[0].uid for job in jobs] for s, jobs in plan.jobs.items()}
+
+
+def test_files_named_after_splits_give_the_splits(make):
+    files = {"val.json": [_row("b")], "train_filtered.json": [_row("a")]}
+    plan = make(files, "ab")
+    assert _uids(plan) == {"train": ["a"], "val": ["b"]}
+    assert list(plan.jobs) == ["train", "val"]
+    assert plan.num_clips == 2
+
+
+def test_some_missing_videos_are_skipped_with_the_clips_they_cost(make):
+    plan = make({"train.json": [_row("a"), _row("b", "x", "y")], "val.json": [_row("c")]}, "ac")
+    assert [(skip.uid, skip.reason, skip.clips) for skip in plan.skips] == [("b", "no frames", 2)]
+    assert "tried" in plan.skips[0].detail
+
+
+def test_no_frames_at_all_is_one_clear_error(make, tmp_path):
+    with pytest.raises(UserError, match=r"no frames for uid a; tried .*a\.arrow.*--layout="):
+        make({"train.json": [_row("a")]})
+    (tmp_path / "videos" / "s__c.arrow").write_bytes(b"1")
+    with pytest.raises(UserError, match=r"try --layout=assembly101$"):
+        make({"train.json": [_row("assembly_s__c")]})
+
+
+def test_leakage_is_an_error_or_dropped_and_counted(make):
+    files = {"train.json": [_row("r__1", "x", "y"), _row("s")], "val.json": [_row("r__2")]}
+    videos = ["r__1", "r__2", "s"]
+    with pytest.raises(UserError, match="--on_leakage=drop"):
+        make(files, videos)
+    plan = make(files, videos, on_leakage="drop")
+    assert _uids(plan) == {"train": ["s"], "val": ["r__2"]}
+    assert plan.dropped == 2
+    assert plan.skips == []
+
+
+def test_val_and_test_may_share_a_recording_with_a_warning(make):
+    files = {"val.json": [_row("r__1")], "test.json": [_row("r__2")], "train.json": [_row("s")]}
+    plan = make(files, ["r__1", "r__2", "s"])
+    assert plan.warnings == ["1 recording(s) stand in val and in test"]
+
+
+def test_limit_videos_takes_from_each_split_in_turn_those_that_have_frames(make):
+    files = {
+        "train.json": [_row(f"a{n}") for n in range(9)] + [_row("bad", "")],
+        "val.json": [_row(f"b{n}") for n in range(9)],
+    }
+    videos = [f"a{n}" for n in range(2, 9)] + ["b0", "b1"]
+    plan = make(files, videos, limit_videos=3)
+    assert _uids(plan) == {"train": ["a2"], "val": ["b0", "b1"]}
+    assert plan.skips == []
+    assert plan.warnings == ["--limit_videos passed over 2 uid(s) without frames"]
+
+
+def test_the_fingerprint_follows_what_decides_the_records(make, tmp_path):
+    files = {"train.json": [_row("a"), _row("c")], "val.json": [_row("b")]}
+    base = make(files, "abc").fingerprint
+    assert make(files).fingerprint == base
+    changed = [
+        make(files, image_size=96),
+        make(files, frames=4),
+        make(files, window_seconds=2.0),
+        make(files, fit="center_crop"),
+        make(files, rotate=90),
+        make(files, limit_videos=2),
+        make({**files, "val.json": [_row("b", "other")]}),
+        make({**files, "val.json": [_row("b", start=1.5)]}),
+    ]
+    assert len({base, *[plan.fingerprint for plan in changed]}) == len(changed) + 1
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"another")
+    assert make(files).fingerprint != base
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("layout", "nowhere"),
+        ("fit", "stretch"),
+        ("rotate", 45),
+        ("on_leakage", "ignore"),
+        ("levels", "scene"),
+        ("limit_videos", -1),
+        ("image_size", 0),
+        ("frames", 0),
+        ("window_seconds", 0.0),
+        ("val_fraction", 1.0),
+        ("source_fps", 0.5),
+    ],
+)
+def test_a_wrong_flag_is_named(make, flag, value):
+    with pytest.raises(UserError, match=f"--{flag}"):
+        make({"train.json": [_row("a")]}, "a", **{flag: value})

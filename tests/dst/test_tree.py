@@ -1,0 +1,140 @@
+import math
+
+import pytest
+
+from vtalign_jax.dst.readers import RawNode, RawVideo
+from vtalign_jax.dst.tree import build_videos, parse_seconds
+
+
+def _node(node_id, start=1.0, end=4.0, name="attach wheel", level="action"):
+    return RawNode(node_id, level, start, end, name)
+
+
+def _build(*nodes, uid="v"):
+    return build_videos([RawVideo(uid, nodes, "", "", None, "a.json row 1")])
+
+
+def _reasons(checked):
+    return [(skip.node_id, skip.reason) for skip in checked.skips]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (3, 3.0),
+        (2.5, 2.5),
+        ("2.5", 2.5),
+        (" 1e2 ", 100.0),
+        ("00:01:02.50", 62.5),
+        ("1:02.5", 62.5),
+        ("01:00:00", 3600.0),
+    ],
+)
+def test_times_may_be_numbers_strings_or_clock_times(value, seconds):
+    assert parse_seconds(value) == seconds
+
+
+@pytest.mark.parametrize("value", ["1m4s", "", "abc", None, True, [], math.nan, math.inf, "nan"])
+def test_other_times_are_refused(value):
+    with pytest.raises(ValueError, match="time"):
+        parse_seconds(value)
+
+
+def test_the_tree_is_in_the_ids():
+    checked = _build(
+        _node("S1", 0, 10, "wheels", "STEP"),
+        _node("S1.1", 0, 5, "attaching", "substep"),
+        _node("S1.1.a", 0, 2, "attach wheel"),
+        _node("S2", 10, 12, "alone", None),
+    )
+    nodes = {node.node_id: node for node in checked.videos[0].nodes}
+    assert nodes["S1.1.a"].ancestor_ids == ("S1", "S1.1")
+    assert nodes["S1.1"].ancestor_ids == ("S1",)
+    assert [node.is_leaf for node in nodes.values()] == [False, False, True, True]
+    assert [node.level for node in nodes.values()] == ["step", "substep", "action", "step"]
+    assert checked.skips == []
+    assert checked.warnings == []
+
+
+def test_a_node_whose_children_are_bad_does_not_become_a_leaf():
+    checked = _build(_node("S1", level="step"), _node("S1.a", 9, 4))
+    assert [node.is_leaf for node in checked.videos[0].nodes] == [False]
+
+
+def test_an_ancestor_that_is_not_there_is_no_ancestor():
+    checked = _build(_node("S1", level="step"), _node("S1.1.a"))
+    assert checked.videos[0].nodes[1].ancestor_ids == ("S1",)
+
+
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        (_node("S1", 9.0, 4.0), "reversed times"),
+        (_node("S1", math.nan, 4.0), "unusable time"),
+        (_node("S1", "00:01:02.50", "1m4s"), "unusable time"),
+        (_node("S1", -1.0, 4.0), "span outside the video"),
+        (_node("S1", name="   "), "empty text"),
+        (_node("S1", name=None), "empty text"),
+        (_node("S1", level="scene"), "unknown type"),
+        (_node(None), "no id"),
+    ],
+)
+def test_a_bad_node_is_left_out_with_one_reason(node, reason):
+    checked = _build(_node("S9"), node)
+    assert [skip.reason for skip in checked.skips] == [reason]
+    assert [node.node_id for node in checked.videos[0].nodes] == ["S9"]
+
+
+def test_point_actions_are_fine():
+    checked = _build(_node("S1", 2.0, 2.0))
+    assert checked.skips == []
+    assert checked.videos[0].nodes[0].end == 2.0
+
+
+def test_the_second_node_of_an_id_is_left_out():
+    checked = _build(_node("S1.1.a"), _node("S1.1.a", 5, 6, "attach arm"), _node("S1.1.a"))
+    assert _reasons(checked) == [("S1.1.a", "duplicate id")] * 2
+    assert [node.name for node in checked.videos[0].nodes] == ["attach wheel"]
+
+
+def test_rows_of_one_video_are_merged():
+    rows = [
+        RawVideo("v", (_node("S1"), _node("S2")), "", "train", None, "row 1"),
+        RawVideo("v", (_node("S1"), _node("S3")), "wtag", "train", "25", "row 2"),
+        RawVideo("w", (_node("S1"),), "", "train", 0, "row 3"),
+        RawVideo("v", (_node("S1", 2, 3),), "", "train", None, "row 4"),
+        RawVideo("v", (_node("S1"),), "", "val", None, "row 5"),
+    ]
+    checked = build_videos(rows)
+    assert [(v.uid, v.split, len(v.nodes)) for v in checked.videos] == [
+        ("v", "train", 3),
+        ("w", "train", 1),
+        ("v", "val", 1),
+    ]
+    assert (checked.videos[0].dataset, checked.videos[0].source_fps) == ("wtag", 25.0)
+    assert checked.videos[1].source_fps is None
+    assert _reasons(checked) == [("S1", "duplicate id")]
+    assert "row 4" in checked.skips[0].detail
+
+
+def test_unsafe_uids_and_empty_rows_are_left_out():
+    checked = _build(_node("S1"), _node("S2"), uid="../../etc/passwd")
+    assert checked.videos == []
+    assert [(skip.reason, skip.clips) for skip in checked.skips] == [("unsafe uid", 2)]
+    assert [skip.reason for skip in _build(uid="empty").skips] == ["no nodes"]
+
+
+def test_a_child_outside_its_parent_is_kept_with_a_warning_beyond_the_slack():
+    checked = _build(
+        _node("S1", 1.0, 4.0, level="step"), _node("S1.a", 3.0, 4.1), _node("S1.b", 3.0, 8.0)
+    )
+    assert len(checked.videos[0].nodes) == 3
+    assert checked.warnings == ["child outside its parent: v S1.b by 4.00 s"]
+
+
+def test_markup_in_a_text_is_kept_with_a_warning():
+    checked = _build(
+        _node("S1", name="<script>alert(1)</script> attach"), _node("S2", name="a < b")
+    )
+    assert len(checked.videos[0].nodes) == 2
+    assert len(checked.warnings) == 1
