@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from vtalign_jax import sharding
 from vtalign_jax.config import Config, resolve, to_dict
 from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.tiny import write_tiny_checkpoint
@@ -77,7 +78,8 @@ def write_checkpoint(workdir: Path, config: Config, *, lora_b: float = 0.2) -> P
         "fingerprints": Fingerprints(base_fingerprint(assembly.directory), "none").to_json(),
     }
     checkpoints = Checkpoints(workdir / FOLDER)
-    state = init_state(params, optim.make_optimizer(config.optim, 10), 0)
+    mesh = sharding.make_mesh(config.mesh)
+    state = init_state(params, optim.make_optimizer(config.optim, 10), 0, mesh)
     checkpoints.save(STEP, state, extra, {METRIC: 0.75, "val/recall@1": 0.5})
     checkpoints.wait()
     checkpoints.close()

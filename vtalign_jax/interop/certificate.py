@@ -1,6 +1,6 @@
 """The proof in an export: fixed clips and texts and our embeddings, compared in PyTorch.
 
-It is measured on the files as written, in a subprocess (`torch_check.py`), so that no JAX process
+It is measured on the files as written, in a subprocess (`torch_scripts/check.py`), so that no JAX process
 imports torch; elsewhere through `launch/export.py --verify=DIR`.
 """
 
@@ -20,7 +20,7 @@ from vtalign_jax.errors import UserError
 INPUTS, TENSORS = "certificate.json", "certificate.safetensors"
 MIN_COSINE = 0.9999  # float32 on both sides
 NEEDS = ("torch", "transformers", "peft")
-_CHECK = Path(__file__).with_name("torch_check.py")
+_CHECK = Path(__file__).with_name("torch_scripts") / "check.py"
 _SIZES = ((96, 128), (120, 90), (64, 64))  # height, width: wide, tall, square
 _TEXTS = (
     "attach wheel to chassis",

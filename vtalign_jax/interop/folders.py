@@ -57,7 +57,9 @@ def _check_free(out: Path, marker: str, overwrite: bool) -> None:
 
 
 def _grant_umask(folder: Path) -> None:
-    """Give the folder the rights a plain mkdir gives; mkdtemp's are the owner's alone."""
+    """Give folder and files the usual rights; mkdtemp and safetensors give them to the owner alone."""
     umask = os.umask(0)
     os.umask(umask)
     folder.chmod(0o777 & ~umask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~umask)

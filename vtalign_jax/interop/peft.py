@@ -36,7 +36,7 @@ _BASE = "base."  # where an AlignerModel holds its SmolVLM
 _PREFIX = "base_model.model."
 _LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "kernel": "weight"}
 _TOWER = "model.vision_model."
-_EMBED = Path(__file__).with_name("torch_embed.py")
+_EMBED = Path(__file__).with_name("torch_scripts") / "embed.py"
 _COPIED = (  # of the base, where it has them
     "tokenizer.json",
     "tokenizer_config.json",

@@ -1,6 +1,6 @@
 """Loads a `peft` export in PyTorch as its user would, and compares with its stored embeddings.
 
-    python torch_check.py EXPORT [--base=DIRECTORY_OR_HUB_ID]
+    python check.py EXPORT [--base=DIRECTORY_OR_HUB_ID]
 
 Prints one JSON object. Runs alone, in any environment with torch, transformers and peft: nothing of
 vtalign_jax is imported but the export's own embed.py.
