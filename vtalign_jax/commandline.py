@@ -28,8 +28,8 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
                     raise UserError(f"--{name} is missing; see --help")
         except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError) as error:
             _fail(error)
-        except FileNotFoundError as error:
-            _fail(f"no such file {error.filename}; is the path of --config right?")
+        except OSError as error:  # ml_collections: the file of --config
+            _fail(f"cannot load the file of --config: {str(error).split('Attempted ')[-1]}")
         return rest
 
     def guarded(_: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a run keeps in its workdir (checkpoints, metrics, early stop), and how it goes on from it."""
+"""What a run keeps in its workdir (checkpoints, metrics, early stop) and goes on from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import jax
 from vtalign_jax.config import Config, to_dict
 from vtalign_jax.errors import UserError
 from vtalign_jax.training import manifest
-from vtalign_jax.training.checkpoint import FOLDER, METRIC, Checkpoints
+from vtalign_jax.training.checkpoint import FOLDER, METRIC, Checkpoints, read_extra
 from vtalign_jax.training.early_stop import EarlyStop
 from vtalign_jax.training.metrics import MetricsWriter, Progress
 from vtalign_jax.training.state import TrainState
@@ -56,14 +56,17 @@ class Session:
         Raises:
           UserError: the checkpoint belongs to a run with another configuration, base or dataset.
         """
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-        )
-        restored = self._checkpoints.restore_latest(abstract)
-        if restored:
-            manifest.check_resume(restored.extra, self._config, self._fingerprints, self._workdir)
-            self.early = EarlyStop.from_json(restored.extra["early_stop"])
-            self.step, self.is_resumed, state = restored.step, True, restored.state
+        newest = self._checkpoints.latest_step()
+        if newest is not None:
+            # First whose checkpoint it is, then whether its arrays fit: the clearer error.
+            extra = read_extra(self._checkpoints.path(newest))
+            manifest.check_resume(extra, self._config, self._fingerprints, self._workdir)
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+            )
+            state = self._checkpoints.restore(newest, abstract).state
+            self.early = EarlyStop.from_json(extra["early_stop"])
+            self.step, self.is_resumed = newest, True
         else:
             manifest.write_config(self._workdir, self._config)
         from_step = self.step if self.is_resumed else None

@@ -1,0 +1,149 @@
+"""The main job as processes: killed anywhere it reaches the same end; mistakes are one line."""
+
+import json
+import pathlib
+import signal
+import time
+
+import pytest
+
+from tests import commands
+from vtalign_jax.training.metrics import TIMING
+
+CONFIG = "tests/launch/small_run.py"
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory):
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp):
+    """A dataset of 1 training and 2 validation recordings: 24 clips to train on."""
+    recordings, out = tmp / "recordings", tmp / "dataset"
+    commands.run(tmp, "data/demo/make_demo.py", f"--out={recordings}", "--train=1", "--val=2")
+    commands.run(
+        tmp,
+        "launch/prepare.py",
+        f"--annotations={recordings}/train.json,{recordings}/val.json",
+        f"--videos={recordings}/videos",
+        f"--out={out}",
+        "--image_size=64",
+        "--frames=4",
+    )
+    return out
+
+
+def train_arguments(dataset: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
+    base = [f"--config={CONFIG}", f"--config.data.dir={dataset}", f"--workdir={workdir}"]
+    return ["launch/train.py", *base, *more]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp, dataset):
+    """The workdir of a run that nobody disturbed: 4 epochs of 3 steps."""
+    workdir = tmp / "finished"
+    commands.run(tmp, *train_arguments(dataset, workdir))
+    return workdir
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+    """Return the rows of metrics.jsonl without what depends on the machine's speed."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in lines]
+
+
+def kill_when(process, condition, limit_seconds: float = 120.0) -> None:
+    """Send SIGKILL the moment `condition()` holds."""
+    deadline = time.monotonic() + limit_seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "the moment to kill never came"
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+
+
+def test_a_run_leaves_what_it_should(finished, dataset):
+    recorded = rows(finished)
+    assert [row["step"] for row in recorded if "val/recall@5" in row] == [0, 3, 6, 9, 12]
+    assert [row["step"] for row in recorded if "train/loss" in row] == list(range(1, 13))
+    assert recorded[0]["step"] == 0
+    assert "chance/recall@5" in recorded[0]
+    assert any("zero_shot/recall@5" in row for row in recorded[:2])
+    assert json.loads((finished / "config.json").read_text())["data"]["dir"] == str(dataset)
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert 0 < manifest["trainable_parameters"] < manifest["total_parameters"]
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_a_finished_run_started_again_changes_nothing(tmp, finished, dataset):
+    before = rows(finished)
+    output = commands.run(tmp, *train_arguments(dataset, finished))
+    assert "resuming after step 12 of 12" in output
+    assert rows(finished) == before
+
+
+@pytest.mark.parametrize("moment", ["between steps", "during a save"])
+def test_kill_9_and_the_same_command_end_as_if_nothing_had_happened(tmp, finished, dataset, moment):
+    workdir = tmp / moment.replace(" ", "_")
+    metrics = workdir / "metrics.jsonl"
+
+    def is_at_step(step: int) -> bool:
+        return metrics.exists() and f'"step": {step},' in metrics.read_text()
+
+    def is_saving() -> bool:
+        return is_at_step(4) and any(workdir.glob("checkpoints/*tmp*"))
+
+    process = commands.start(tmp, *train_arguments(dataset, workdir))
+    kill_when(process, is_saving if moment == "during a save" else lambda: is_at_step(8))
+    output = commands.run(tmp, *train_arguments(dataset, workdir))
+    assert "resuming after step" in output
+    assert rows(workdir) == rows(finished)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp, finished, dataset):
+    workdir = tmp / "terminated"
+    process = commands.start(tmp, *train_arguments(dataset, workdir))
+    metrics = workdir / "metrics.jsonl"
+    while not (metrics.exists() and '"step": 5,' in metrics.read_text()):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "the same command goes on" in output
+    step = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    output = commands.run(tmp, *train_arguments(dataset, workdir))
+    assert f"resuming after step {step} of 12" in output
+    assert rows(workdir) == rows(finished)
+
+
+def test_checkpoints_hold_no_frozen_leaf(finished):
+    newest = max(finished.glob("checkpoints/[0-9]*"), key=lambda path: int(path.name))
+    stored = json.loads((newest / "state" / "_METADATA").read_text())["tree_metadata"]
+    names = [name for name in stored if "params/" in name]
+    assert names
+    for name in names:
+        assert "lora_" in name or "head.fc" in name or "log_temperature" in name, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--config.optim.learning_rat=1"], "learning_rat"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config.data.dir=nowhere"], "python launch/prepare.py"),
+        (["--config.model.base=nowhere/base"], "nowhere/base"),
+        (["--config.tune.rank=3", "--workdir={finished}"], "config.tune.rank was 2 and is now 3"),
+    ],
+)
+def test_a_users_mistake_ends_in_one_line_and_code_2(tmp, dataset, finished, arguments, told):
+    more = [argument.format(finished=finished) for argument in arguments]
+    arguments = train_arguments(dataset, tmp / "mistaken", *more)
+    line = commands.one_error_line(commands.run(tmp, *arguments, code=2))
+    assert told in line
+    assert not (tmp / "mistaken" / "checkpoints").exists() or not list(
+        (tmp / "mistaken" / "checkpoints").iterdir()
+    )
