@@ -1,4 +1,8 @@
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,47 +43,61 @@ def _padded_batches(split, tokenizer, config, **processes):
         yield step, split.padded(np.where(records < CLIPS, records, -1))
 
 
-@pytest.fixture
-def split(monkeypatch):
-    monkeypatch.setattr(embed, "make_eval_loader", _padded_batches)
-    return FakeSplit()
+class Shared(NamedTuple):
+    """One evaluator for all tests of this file, since each one compiles the model anew."""
+
+    split: FakeSplit
+    bind: Callable
+    params: dict
+    frozen: dict
+    traces: list
+    said: list
+    evaluator: Evaluator
 
 
-def _make_evaluator(bind, split, devices=8, **options):
+def _make_evaluator(bind, split, devices, say=print):
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
-    return Evaluator(bind, mesh, split, tokenizer=None, config=CONFIG, **options)
+    return Evaluator(bind, mesh, split, tokenizer=None, config=CONFIG, say=say)
 
 
-def _pooled(bind, params, frozen, batch):
-    """The model's own pooled states, all rows at once on one device."""
+@pytest.fixture(scope="module")
+def shared():
+    bind, params, frozen = make_aligner(CONFIG)  # with adapters alive
+    split, traces, said = FakeSplit(), [], []
+
+    def counted(values):
+        traces.append(1)
+        return bind(values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed, "make_eval_loader", _padded_batches)
+        evaluator = _make_evaluator(counted, split, 8, said.append)
+        yield Shared(split, bind, params, frozen, traces, said, evaluator)
+
+
+@pytest.fixture(scope="module")
+def reference(shared):
+    """Embeddings by the model's own methods, all rows at once on one device, for any parameters."""
 
     @jax.jit
-    def pooled(values):
-        model = bind(values)
-        return (
-            model.pooled_clips(batch.clip_ids, batch.clip_mask, batch.frames),
-            model.pooled_texts(batch.text_ids, batch.text_mask),
-        )
+    def embedded(params):
+        model, batch = shared.bind(params | shared.frozen), shared.split.batch
+        clips = model.pooled_clips(batch.clip_ids, batch.clip_mask, batch.frames)
+        texts = model.pooled_texts(batch.text_ids, batch.text_mask)
+        units = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (clips, texts)]
+        return Embeddings(model.project_clips(clips), model.project_texts(texts), *units)
 
-    return pooled(params | frozen)
-
-
-def _unit(x):
-    return np.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True)
+    return lambda params: Embeddings(*map(np.asarray, embedded(params)))
 
 
-def test_embeddings_are_the_models_row_by_row_on_any_number_of_devices(split):
-    bind, params, frozen = make_aligner(CONFIG)
-    clips, texts = _pooled(bind, params, frozen, split.batch)
-    model = bind(params | frozen)
-    expected = Embeddings(
-        model.project_clips(clips), model.project_texts(texts), _unit(clips), _unit(texts)
-    )
-    for devices in (1, 8):
-        found = _make_evaluator(bind, split, devices).embeddings(params, frozen)
-        for ours, reference in zip(found, expected, strict=True):
-            assert ours.shape == reference.shape
-            assert relative_error(ours, reference) < 1e-4
+def test_embeddings_are_the_models_row_by_row_on_any_number_of_devices(shared, reference):
+    expected = reference(shared.params)
+    alone = _make_evaluator(shared.bind, shared.split, devices=1)
+    for evaluator in (shared.evaluator, alone):
+        found = evaluator.embeddings(shared.params, shared.frozen)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.shape == theirs.shape
+            assert relative_error(ours, theirs) < 1e-4
 
 
 def test_rows_are_placed_by_record_and_padding_is_dropped():
@@ -94,56 +112,44 @@ def test_rows_are_placed_by_record_and_padding_is_dropped():
         collect([rows(2, 0, 1)], count=4)
 
 
-def test_scores_are_those_of_the_embeddings(split):
-    bind, params, frozen = make_aligner(CONFIG)
-    evaluator = _make_evaluator(bind, split)
-    found = evaluator.embeddings(params, frozen)
-    expected = retrieval_metrics(found.z_video, found.z_text, split.identity)
-    assert evaluator.score(params, frozen) == pytest.approx(expected, rel=1e-12)
-    assert evaluator.chance() == chance_metrics(split.identity)
+def test_scores_are_those_of_the_embeddings(shared):
+    evaluator, identity = shared.evaluator, shared.split.identity
+    found = evaluator.embeddings(shared.params, shared.frozen)
+    expected = retrieval_metrics(found.z_video, found.z_text, identity)
+    assert evaluator.score(shared.params, shared.frozen) == pytest.approx(expected, rel=1e-12)
+    assert evaluator.chance() == chance_metrics(identity)
 
 
-def test_zero_shot_is_the_base_without_adapters_and_head(split):
-    bind, params, frozen = make_aligner(CONFIG)  # with adapters alive
-    evaluator = _make_evaluator(bind, split)
-    zero_shot, untrained = evaluator.score_untrained(params, frozen)
+def test_zero_shot_is_the_base_without_adapters_and_head(shared, reference):
+    params, evaluator = shared.params, shared.evaluator
+    zero_shot, untrained = evaluator.score_untrained(params, shared.frozen)
 
     other = {path: 2.0 * value if ".fc" in path else value for path, value in params.items()}
     others = {path: value + 1.0 if "lora_" in path else value for path, value in other.items()}
-    again, changed = evaluator.score_untrained(others, frozen)
+    again, changed = evaluator.score_untrained(others, shared.frozen)
     assert again == zero_shot
     assert changed != untrained
 
-    z = [_unit(x) for x in _pooled(bind, without_adapters(params), frozen, split.batch)]
-    expected = retrieval_metrics(*z, split.identity)
+    base = reference(without_adapters(params))
+    expected = retrieval_metrics(base.pooled_video, base.pooled_text, shared.split.identity)
     assert zero_shot["margin"] == pytest.approx(expected["margin"], abs=1e-5)
     assert zero_shot["recall@5"] == expected["recall@5"]
 
 
-def test_evaluating_twice_traces_once(split):
-    bind, params, frozen = make_aligner(CONFIG)
-    traces = []
-
-    def counted(values):
-        traces.append(1)
-        return bind(values)
-
-    evaluator = _make_evaluator(counted, split)
-    evaluator.score(params, frozen)
-    evaluator.score(params, frozen)
-    assert len(traces) == 1
+def test_evaluating_twice_traces_once(shared):
+    for _ in range(2):
+        shared.evaluator.embeddings(shared.params, shared.frozen)
+    assert len(shared.traces) == 1
 
 
-def test_long_evaluation_says_how_long_it_takes(split, monkeypatch):
+def test_long_evaluation_says_how_long_it_takes(shared, monkeypatch):
     monkeypatch.setattr(embed, "_QUIET_SECONDS", -1.0)
-    bind, params, frozen = make_aligner(CONFIG)
-    said = []
-    _make_evaluator(bind, split, say=said.append).score(params, frozen)
-    assert len(said) == 1
-    assert said[0].startswith("evaluating 21 clips of val, ")
+    shared.said.clear()
+    shared.evaluator.embeddings(shared.params, shared.frozen)
+    assert len(shared.said) == 1
+    assert shared.said[0].startswith("evaluating 21 clips of val, ")
 
 
-def test_batch_that_does_not_divide_is_a_user_error(split):
-    bind, _, _ = make_aligner(CONFIG)
+def test_batch_that_does_not_divide_is_a_user_error(shared):
     with pytest.raises(UserError, match=r"train\.eval_batch=8"):
-        _make_evaluator(bind, split, devices=3)
+        _make_evaluator(shared.bind, shared.split, devices=3)
