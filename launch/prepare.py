@@ -92,6 +92,7 @@ def _write(plan: Plan, out: str, max_skipped: float, workers: int) -> None:
         out,
         workers,
         lambda job, done: progress.advance(len(done.records), len(done.skips)),
+        progress.say,
         check_skips,
     )
     progress.close()

@@ -18,6 +18,7 @@ from vtalign_jax.dst.records import Job, Rendered, render
 from vtalign_jax.errors import UserError
 
 Progress = Callable[[Job, Rendered], None]
+Say = Callable[[str], None]
 
 _JOBS_IN_FLIGHT = 3 * (os.cpu_count() or 1)  # slow jobs must not let the others wait
 
@@ -36,6 +37,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         plan: Plan | None = None,
         pool: concurrent.futures.Executor | None = None,
         progress: Progress = lambda job, rendered: None,
+        say: Say = lambda line: None,
         **kwargs: Any,
     ) -> None:
         """Make the builder.
@@ -44,9 +46,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
           plan: what to write; None if the dataset exists already.
           pool: where the jobs are rendered; None renders them in this process.
           progress: called after each job.
+          say: called with what begins now.
           **kwargs: `data_dir` and whatever else TFDS takes.
         """
-        self._plan, self._pool, self._progress = plan, pool, progress
+        self._plan, self._pool, self._progress, self._say = plan, pool, progress, say
         self.skips: list[Skip] = []
         super().__init__(file_format="array_record", **kwargs)
 
@@ -95,6 +98,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         if not written:
             why = collections.Counter(skip.reason for skip in self.skips).most_common(1)
             raise UserError(f"no clip of split {split} has frames ({why[0][0]}); see skipped.jsonl")
+        self._say(f"writing the {written} records of {split}")
 
 
 @contextlib.contextmanager

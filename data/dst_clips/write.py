@@ -11,7 +11,7 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data.dst_clips.dst_clips_dataset_builder import Builder, Progress, make_pool
+from data.dst_clips.dst_clips_dataset_builder import Builder, Progress, Say, make_pool
 from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Plan
 
@@ -72,6 +72,7 @@ def write_dataset(
     out: str,
     workers: int,
     progress: Progress,
+    say: Say,
     check_skips: Callable[[list[Skip], int], None],
 ) -> Written:
     """Render the plan and write the dataset; it gets its final name as the very last thing.
@@ -81,6 +82,7 @@ def write_dataset(
       out: a TFDS data directory.
       workers: processes that decode.
       progress: called after each job.
+      say: called with what begins now.
       check_skips: called with all skips and the number of clips written; raises to refuse.
 
     Raises:
@@ -89,8 +91,11 @@ def write_dataset(
     final = dataset_path(out)
     with _staging(epath.Path(out)) as staging:
         with make_pool(workers) as pool:
-            builder = Builder(plan=plan, pool=pool, progress=progress, data_dir=str(staging))
+            builder = Builder(
+                plan=plan, pool=pool, progress=progress, say=say, data_dir=str(staging)
+            )
             _download_and_prepare(builder)
+        say("reading the records back")
         made = epath.Path(builder.data_path)
         tables = {split: _write_table(builder, split, made) for split in plan.jobs}
         skips = plan.skips + builder.skips

@@ -18,8 +18,8 @@ def _accept(skips, taken):
     del skips, taken
 
 
-def _ignore(job, rendered):
-    del job, rendered
+def _ignore(*arguments):
+    del arguments
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def plan(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(plan, tmp_path_factory):
-    return write_dataset(plan, str(tmp_path_factory.mktemp("out")), 1, _ignore, _accept)
+    return write_dataset(plan, str(tmp_path_factory.mktemp("out")), 1, _ignore, _ignore, _accept)
 
 
 def test_the_dataset_reads_back_through_tfds(written):
@@ -107,7 +107,7 @@ def test_a_refusal_leaves_nothing_under_the_final_name(plan, tmp_path):
         raise UserError("too many")
 
     with pytest.raises(UserError, match="too many"):
-        write_dataset(plan, str(tmp_path), 1, _ignore, refuse)
+        write_dataset(plan, str(tmp_path), 1, _ignore, _ignore, refuse)
     assert seen == [(3, 21)]
     assert list(tmp_path.iterdir()) == []
     assert existing_fingerprint(str(tmp_path)) is None
@@ -117,7 +117,7 @@ def test_remains_of_a_killed_run_are_cleared(plan, tmp_path):
     remains = tmp_path / ".dst_clips.incomplete" / "dst_clips" / "1.0.0"
     remains.mkdir(parents=True)
     (remains / "features.json").write_text("{half")
-    write_dataset(plan, str(tmp_path), 1, _ignore, _accept)
+    write_dataset(plan, str(tmp_path), 1, _ignore, _ignore, _accept)
     assert existing_fingerprint(str(tmp_path)) == plan.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["dst_clips"]
 
@@ -134,7 +134,7 @@ def test_a_split_whose_clips_are_all_lost_is_an_error(plan, tmp_path):
     jobs = lost | {"val": []}
     broken = type(plan)(**{**vars(plan), "jobs": jobs})
     with pytest.raises(UserError, match="no clip of split val"):
-        write_dataset(broken, str(tmp_path), 1, _ignore, _accept)
+        write_dataset(broken, str(tmp_path), 1, _ignore, _ignore, _accept)
 
 
 def test_neither_tensorflow_nor_jax_nor_torch_is_imported():

@@ -201,6 +201,7 @@ def _fingerprint(settings: Settings, jobs: dict[str, list[Job]]) -> str:
                 (
                     (job.source.name, job.source.num_bytes, job.source.fit, job.source.rotate),
                     job.source.source_fps,
+                    bool(job.source.video_path),
                     [dataclasses.astuple(pair) for pair in job.pairs],
                 )
                 for job in split_jobs

@@ -23,7 +23,8 @@ class ProgressLine:
     """A bar on a terminal, a plain line every ten seconds otherwise."""
 
     def __init__(self, total: int, what: str) -> None:
-        """Start at 0 of `total` clips."""
+        """Start at 0 of `total` clips; lines go to what is standard output now."""
+        self._output = sys.stdout
         self._total, self._what, self._done, self._skipped = total, what, 0, 0
         self._started = self._printed = time.monotonic()
         self._bar = tqdm.tqdm(total=total, unit="clip", desc=what) if sys.stderr.isatty() else None
@@ -35,24 +36,29 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.update(taken + skipped)
             self._bar.set_postfix(skipped=self._skipped)
-        elif time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
+            return
+        waited = time.monotonic() - self._printed
+        if waited >= _SECONDS_BETWEEN_LINES or self._done == self._total:
             self._print()
 
+    def say(self, line: str) -> None:
+        """Print a line without disturbing the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(line, file=self._output, flush=True)
+
     def close(self) -> None:
-        """Print the last state."""
+        """End the bar."""
         if self._bar is not None:
             self._bar.close()
-        else:
-            self._print()
 
     def _print(self) -> None:
         self._printed = time.monotonic()
         seconds = self._printed - self._started
         left = seconds / max(1, self._done) * (self._total - self._done)
-        print(
+        self.say(
             f"{self._what}: {self._done}/{self._total} clips, {self._skipped} skipped, "
-            f"{seconds:.0f} s, {left:.0f} s left",
-            flush=True,
+            f"{seconds:.0f} s, {left:.0f} s left"
         )
 
 
@@ -96,7 +102,7 @@ def print_warnings(warnings: list[str]) -> None:
 
 def closing_table(tables: dict[str, pa.Table], skips: list[Skip], dropped: int) -> str:
     """Return the table of what was taken, what was skipped, and why."""
-    columns = ("split", "videos", "recordings", "clips", "frames", "texts", "distinct", "hours")
+    columns = ("split", "videos", "recordings", "clips", "frames", "texts", "text keys", "hours")
     lines = [columns]
     for split, table in tables.items():
         spans = pc.sum(pc.subtract(table["window_end"], table["window_start"])).as_py()

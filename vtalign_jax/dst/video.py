@@ -42,6 +42,9 @@ class VideoFile:
         except (_EndOfStream, av.FFmpegError) as error:
             self.close()
             raise FrameError("unreadable video", f"{path}: {error or 'no frame'}") from None
+        # Indices and seeks go by decoding time, which runs ahead where B-frames are.
+        index = self._stream.index_entries
+        self._ahead = max(0, self._first - index[0].timestamp) if len(index) else 0
 
     def close(self) -> None:
         """Close the file."""
@@ -144,18 +147,18 @@ class VideoFile:
     def _is_jump_worth(self, target: float) -> bool:
         index = self._stream.index_entries
         if len(index) and target <= index[len(index) - 1].timestamp:  # the index reaches that far
-            nearest = index.search_timestamp(int(target))
+            nearest = index.search_timestamp(int(target) - self._ahead)
             return nearest >= 0 and index[nearest].timestamp > self._current.pts
         return (target - self._current.pts) * self._base > _KEYFRAME_GAP
 
     def _land(self, target: float) -> None:
         """Put the decoder on a frame at or before `target`.
 
-        Seeks go by decoding time or by bytes and may land late (MPEG-TS does), so the first decoded
-        frame is looked at, and the jump repeated from further back until it is early enough.
+        Seeks may land late (in MPEG-TS they do), so the first decoded frame is looked at, and the
+        jump repeated from further back until it is early enough.
         """
         back = 0.0
-        while (start := int(target - back / float(self._base))) > self._first:
+        while (start := int(target - back / float(self._base)) - self._ahead) > self._first:
             try:
                 self._container.seek(start, stream=self._stream)
                 self._restart()

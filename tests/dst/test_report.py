@@ -1,0 +1,86 @@
+import contextlib
+import io
+import json
+
+import pyarrow as pa
+import pytest
+
+from vtalign_jax.dst import report
+from vtalign_jax.dst.nodes import Skip
+from vtalign_jax.errors import UserError
+
+SKIPS = [Skip("v", "", "no frames", "tried x", 3), Skip("w", "S1", "empty text")]
+
+
+def test_lines_come_while_the_library_underneath_is_silenced(capsys, monkeypatch):
+    monkeypatch.setattr(report, "_SECONDS_BETWEEN_LINES", 0.0)
+    progress = report.ProgressLine(10, "prepare")
+    with contextlib.redirect_stdout(io.StringIO()):
+        progress.advance(3, 1)
+        progress.say("writing")
+    progress.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("prepare: 4/10 clips, 1 skipped, 0 s,")
+    assert lines[1] == "writing"
+    assert len(lines) == 2
+
+
+def test_plain_lines_are_ten_seconds_apart(capsys):
+    progress = report.ProgressLine(100, "prepare")
+    for _ in range(100):
+        progress.advance(1, 0)
+    progress.close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("prepare: 100/100 clips, 0 skipped")
+
+
+def test_the_share_counts_clips_not_lines():
+    report.check_share(SKIPS, 76, 0.05, "x")
+    with pytest.raises(
+        UserError, match=r"4 of 79 clips .*3 no frames, 1 empty text.*--max_skipped"
+    ):
+        report.check_share(SKIPS, 75, 0.05, "x")
+    report.check_share([], 0, 0.0, "x")
+
+
+def test_skips_are_written_one_object_a_line(tmp_path):
+    report.write_skips(SKIPS, tmp_path / "a" / "skipped.jsonl")
+    lines = (tmp_path / "a" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(lines[0]) == {
+        "uid": "v",
+        "node_id": "",
+        "reason": "no frames",
+        "detail": "tried x",
+        "clips": 3,
+    }
+    assert len(lines) == 2
+
+
+def test_each_kind_of_warning_is_printed_once_with_examples(capsys):
+    report.print_warnings([f"child outside: v S{n}" for n in range(5)] + ["something else"])
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: child outside (5 times): v S0; v S1; v S2",
+        "warning: something else",
+    ]
+
+
+def test_the_closing_table_says_what_was_taken_and_why_the_rest_was_not():
+    table = pa.table(
+        {
+            "uid": ["a__1", "a__2", "b__1"],
+            "recording_id": ["a", "a", "b"],
+            "text": ["Open", "open", "shut"],
+            "text_key": ["0", "0", "1"],
+            "num_frames": [8, 8, 5],
+            "window_start": [0.0, 0.0, 1.0],
+            "window_end": [3600.0, 3600.0, 1801.0],
+        }
+    )
+    lines = report.closing_table({"train": table}, SKIPS, 2).splitlines()
+    assert lines[1].split() == ["train", "3", "2", "3", "21", "3", "2", "2.50"]
+    assert lines[2:] == [
+        "taken 3 clips, skipped 4 (57.1%)",
+        "  3 skipped: no frames",
+        "  1 skipped: empty text",
+        "  2 dropped from train: recording also in val or test",
+    ]
