@@ -82,4 +82,6 @@ def test_missing_frames_name_what_was_tried_and_the_layout_that_would_help(tmp_p
     assert tried == [f"{tmp_path}/{UID}.arrow", f"{tmp_path}/{UID}.{{mp4,mkv,...}}"]
     finder = Finder((str(tmp_path),))
     assert finder.suggestion([Video(UID, ())]) == "try --layout=assembly101"
-    assert finder.suggestion([Video("other", ())]).startswith("check --videos")
+    assert finder.suggestion([Video("other", ())]).startswith("check --videos, or try --layout=")
+    known = Finder((str(tmp_path),), layout="assembly101")
+    assert known.suggestion([Video("other", ())]) == "check --videos"

@@ -142,7 +142,8 @@ class Finder:
             finder = dataclasses.replace(self, layout=name)
             if name != self.layout and any(finder.find(video)[0] for video in videos[:100]):
                 return f"try --layout={name}"
-        return f"check --videos, or try --layout={'|'.join(LAYOUTS)}"
+        others = [name for name in LAYOUTS if name != self.layout]
+        return "check --videos" + (f", or try --layout={'|'.join(others)}" if others else "")
 
 
 def check_roots(roots: str) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def read_annotations(path: str) -> tuple[list[RawVideo], list[Skip]]:
             videos.append(_read_flat_row(row, path, where))
         except ValueError as error:
             uid = row.get("video_uid", "") if isinstance(row, dict) else ""
-            skips.append(Skip(str(uid), "", "row cannot be read", f"{where}: {error}"))
+            skips.append(Skip(str(uid), "", "not a flat-JSON row", f"{where}: {error}"))
     return videos, skips
 
 
