@@ -1,6 +1,7 @@
 import struct
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -136,13 +137,64 @@ def test_damage_costs_the_frames_up_to_the_next_keyframe_and_no_other(tmp_path):
     assert found[3.5] == 105
 
 
+def test_no_frame_with_errors_painted_over_is_handed_out(tmp_path):
+    path = tmp_path / "v.mkv"
+    ticks = constant_ticks(90, 30)
+    options = {"g": "30", "bf": "0"}
+    write_video(path, ticks, codec="mpeg2video", options=options, width=320, height=240)
+    whole = path.read_bytes()
+    packets = _packets(path)
+    rng = np.random.default_rng(0)
+    faults = 0
+    for _ in range(30):
+        data, packet = bytearray(whole), packets[rng.integers(5, 85)]
+        start = data.index(packet)
+        for place in rng.integers(6, len(packet), 4):
+            data[start + place] = rng.integers(256)
+        path.write_bytes(data)
+        found = _ask(path, [tick + 0.01 for tick in ticks])
+        good = [(time, index) for time, index in found if not isinstance(index, FrameFault)]
+        assert good == [(time, shown_index(ticks, time)) for time, _ in good]
+        faults += len(found) > len(good)
+    assert faults > 20
+
+
+def _count_pulls(monkeypatch):
+    pulls = []
+    real = VideoFile._pull
+    monkeypatch.setattr(VideoFile, "_pull", lambda self, **k: pulls.append(1) or real(self, **k))
+    return pulls
+
+
+def test_one_pass_decodes_each_frame_once_and_jumps_over_gaps(tmp_path, monkeypatch):
+    path = tmp_path / "v.mp4"
+    write_video(path, constant_ticks(600, 30), options={"g": "30", "sc_threshold": "0"})
+    pulls = _count_pulls(monkeypatch)
+    _ask(path, [n / 4 for n in range(80)])
+    assert len(pulls) <= 601
+    pulls.clear()
+    _ask(path, [0.5, 10.5, 18.5])
+    assert len(pulls) <= 3 * 32
+
+
+def test_a_damaged_stretch_is_not_decoded_again_for_each_time(tmp_path, monkeypatch):
+    path = tmp_path / "v.mkv"
+    write_video(path, constant_ticks(120, 30), options={"g": "60", "bf": "0", "sc_threshold": "0"})
+    path.write_bytes(_without_packets(path, range(30, 34)))
+    pulls = _count_pulls(monkeypatch)
+    found = _ask(path, [1.1 + n / 50 for n in range(40)])
+    assert all(isinstance(index, FrameFault) for _, index in found)
+    assert len(pulls) <= 32 + 2 * 40
+
+
+def _packets(path):
+    with av.open(str(path)) as container:
+        return [bytes(p) for p in container.demux(container.streams.video[0]) if p.size]
+
+
 def _without_packets(path, broken):
     """Return the file's bytes with the payload of some packets overwritten."""
-    import av
-
-    data = bytearray(path.read_bytes())
-    with av.open(str(path)) as container:
-        packets = [bytes(p) for p in container.demux(container.streams.video[0]) if p.size]
+    data, packets = bytearray(path.read_bytes()), _packets(path)
     for number in broken:
         start = data.index(packets[number])
         data[start + 5 : start + len(packets[number])] = b"\xff" * (len(packets[number]) - 5)

@@ -38,11 +38,12 @@ class VideoFile:
         self._last_good: dict[int, int] = {}  # first pts after a jump -> last pts before the damage
         self._open()
         try:
-            self._landing = self._first = self._pull(tolerate=True).pts
+            self._current = self._pull(tolerate=True)
         except (_EndOfStream, av.FFmpegError) as error:
             self.close()
             raise FrameError("unreadable video", f"{path}: {error or 'no frame'}") from None
-        # Indices and seeks go by decoding time, which runs ahead where B-frames are.
+        self._landing = self._first = self._good = self._current.pts
+        # An index goes by decoding time, which runs ahead where B-frames are; seeks allow for it.
         index = self._stream.index_entries
         self._ahead = max(0, self._first - index[0].timestamp) if len(index) else 0
 
@@ -158,7 +159,7 @@ class VideoFile:
         jump repeated from further back until it is early enough.
         """
         back = 0.0
-        while (start := int(target - back / float(self._base)) - self._ahead) > self._first:
+        while (start := int(target - back / float(self._base))) > self._first:
             try:
                 self._container.seek(start, stream=self._stream)
                 self._restart()
