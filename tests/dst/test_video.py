@@ -141,22 +141,20 @@ def test_no_frame_with_errors_painted_over_is_handed_out(tmp_path):
     path = tmp_path / "v.mkv"
     ticks = constant_ticks(90, 30)
     options = {"g": "30", "bf": "0"}
-    write_video(path, ticks, codec="mpeg2video", options=options, width=320, height=240)
+    write_video(path, ticks, options=options, width=320, height=240)
     whole = path.read_bytes()
     packets = _packets(path)
     rng = np.random.default_rng(0)
     faults = 0
-    for _ in range(30):
-        data, packet = bytearray(whole), packets[rng.integers(5, 85)]
-        start = data.index(packet)
-        for place in rng.integers(6, len(packet), 4):
-            data[start + place] = rng.integers(256)
+    for _ in range(60):  # one byte near the head of a slice: what ffmpeg is best at hiding
+        data, packet = bytearray(whole), packets[rng.integers(31, 59)]
+        data[data.index(packet) + 8] = rng.integers(256)
         path.write_bytes(data)
         found = _ask(path, [tick + 0.01 for tick in ticks])
         good = [(time, index) for time, index in found if not isinstance(index, FrameFault)]
         assert good == [(time, shown_index(ticks, time)) for time, _ in good]
         faults += len(found) > len(good)
-    assert faults > 20
+    assert faults > 10
 
 
 def _count_pulls(monkeypatch):
@@ -170,7 +168,8 @@ def test_one_pass_decodes_each_frame_once_and_jumps_over_gaps(tmp_path, monkeypa
     path = tmp_path / "v.mp4"
     write_video(path, constant_ticks(600, 30), options={"g": "30", "sc_threshold": "0"})
     pulls = _count_pulls(monkeypatch)
-    _ask(path, [n / 4 for n in range(80)])
+    just_before_keyframes = [n - 0.02 for n in range(1, 20)]
+    _ask(path, [n / 4 for n in range(80)] + just_before_keyframes)
     assert len(pulls) <= 601
     pulls.clear()
     _ask(path, [0.5, 10.5, 18.5])

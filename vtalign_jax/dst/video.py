@@ -71,16 +71,15 @@ class VideoFile:
                 continue
             try:
                 frame = self._shown_at(self._first + (time + EPSILON) / float(self._base))
+                if frame is not None and frame.pts != shown:
+                    shown, picture = frame.pts, self._to_picture(frame)
             except (_EndOfStream, av.FFmpegError) as error:
                 self._last_good.setdefault(self._landing, self._good)
                 self._current = self._next = None
                 yield time, FrameFault("damaged video", f"{self._path} at {time:.2f} s: {error}")
                 continue
-            if frame is None:
-                continue
-            if picture is None or frame.pts != shown:
-                shown, picture = frame.pts, self._to_picture(frame)
-            yield time, picture
+            if frame is not None:
+                yield time, picture
 
     def _open(self) -> None:
         self._container = _open_container(self._path)
