@@ -7,11 +7,15 @@ import re
 import pytest
 from flax import nnx
 
+from vtalign_jax import sharding
+from vtalign_jax.config import resolve
 from vtalign_jax.interop import weights
 from vtalign_jax.models import parameters
+from vtalign_jax.models.aligner import AlignerModel
 from vtalign_jax.models.configuration import SmolVLMConfig
 from vtalign_jax.models.lora import AdapterConfig
 from vtalign_jax.models.smolvlm import SmolVLM
+from vtalign_jax.training import trainable
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 NAMES = {"smolvlm2_2b_instruct": 2_246_784_880, "smolvlm_instruct": 2_246_272_880}
@@ -21,8 +25,12 @@ HF_CLASSES = {
 }
 
 
+def _config(name):
+    return SmolVLMConfig.from_hf(json.loads((FIXTURES / f"{name}.json").read_text()))
+
+
 def _abstract(name, adapters=None):
-    config = SmolVLMConfig.from_hf(json.loads((FIXTURES / f"{name}.json").read_text()))
+    config = _config(name)
     _, abstract = parameters.abstract(lambda: SmolVLM(config, adapters, rngs=nnx.Rngs(0)))
     return config, abstract
 
@@ -66,3 +74,26 @@ def test_our_keys_and_shapes_are_exactly_those_of_transformers(name):
     assert ours == expected
     blocks = {int(n[1]) for key in ours if (n := re.search(r"text_model\.layers\.(\d+)\.", key))}
     assert blocks == set(range(24))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("connector", ["frozen", "lora", "full"])
+@pytest.mark.parametrize("head", ["shared", "per_modality"])
+def test_sharding_and_partition_tables_cover_every_leaf_of_the_aligner(name, connector, head):
+    config = resolve(
+        {"model": {"head": head}, "tune": {"connector": connector}, "mesh": {"fsdp": 8}}
+    )
+    base = _config(name)
+    adapters = trainable.adapter_config(config.tune)
+    _, abstract = parameters.abstract(
+        lambda: AlignerModel(config.model, base, adapters, rngs=nnx.Rngs(0))
+    )
+    trained, frozen = trainable.split(abstract, config.model, config.tune)
+    assert sorted([*trained, *frozen]) == sorted(abstract)
+    assert not trained.keys() & frozen.keys()
+    shardings = sharding.frozen_shardings(frozen, sharding.make_mesh(config.mesh))
+    assert shardings.keys() == frozen.keys()
+    cut = sum(
+        leaf.size for path, leaf in frozen.items() if any(shardings[path].spec)
+    ) / trainable.count(frozen)
+    assert cut > 0.999
