@@ -61,45 +61,48 @@ def make_clips(recordings=6, nodes=5, cameras=2):
     ]
 
 
-def write_dataset(directory, splits, shards=1, **settings):
-    """Write `{split: clips}` below `directory`; `settings` replace those of prepare.json."""
-    features = tfds.features.FeaturesDict(
-        {name: tfds.features.Text() for name in _STRINGS}
-        | dict.fromkeys(_DOUBLES, np.float64)
-        | {
-            "frames": tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg")),
-            "frame_times": tfds.features.Sequence(np.float64),
-            "ancestor_ids": tfds.features.Sequence(tfds.features.Text()),
+class DstClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Stores clips as they are; `data/dst_clips` cannot be made to write broken ones."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, splits, **kwargs):
+        self._splits = splits
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self):
+        text, sequence = tfds.features.Text(), tfds.features.Sequence
+        features = dict.fromkeys(_STRINGS, text) | dict.fromkeys(_DOUBLES, np.float64)
+        features |= {
+            "frames": sequence(tfds.features.Image(encoding_format="jpeg")),
+            "frame_times": sequence(np.float64),
+            "ancestor_ids": sequence(text),
             "order": np.int64,
         }
-    )
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
-    class DstClips(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples(clips) for name, clips in self._splits.items()}
 
-        def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=features)
+    def _generate_examples(self, clips):
+        for clip in clips:
+            frames = [io.BytesIO(encoded) for encoded in clip["frames"]]
+            yield clip["clip_id"], {**clip, "frames": frames}
 
-        def _split_generators(self, dl_manager):
-            return {name: self._generate_examples(clips) for name, clips in splits.items()}
 
-        def _generate_examples(self, clips):
-            for clip in clips:
-                yield (
-                    clip["clip_id"],
-                    {
-                        **clip,
-                        "frames": [io.BytesIO(encoded) for encoded in clip["frames"]],
-                    },
-                )
-
+def write_dataset(directory, splits, shards=1, **settings):
+    """Write `{split: clips}` below `directory`; `settings` replace those of prepare.json."""
     tfds.display_progress_bar(False)
-    builder = DstClips(data_dir=directory, file_format="array_record")
+    builder = DstClips(splits, data_dir=directory)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
     written = directory / "dst_clips" / "1.0.0"
+    described = {key: kind for key, kind in builder.info.features.items() if key != "frames"}
+    without_frames = tfds.features.FeaturesDict(described)
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
     for name, clips in splits.items():
         by_id = {clip["clip_id"]: clip for clip in clips}
-        records = builder.as_data_source(name)  # in the order of the files, which is shuffled
+        stored = builder.as_data_source(name, deserialize_method=raw)  # shuffled by TFDS
+        records = [without_frames.deserialize_example_np(record) for record in stored]
         in_order = [by_id[record["clip_id"].decode()] for record in records]
         _write_table(written / f"clips-{name}.arrow", in_order)
     standard = {

@@ -64,8 +64,8 @@ class RowMaker:
           parent_text_probability: 0 outside training.
 
         Raises:
-          UserError: stored frames smaller than the model's, another number of frames a clip, or a
-            parent template with an unknown field.
+          UserError: stored frames smaller than the model's, another number of frames a clip, no
+            room for a text, or a parent template with an unknown field.
         """
         data = config.data
         if split.image_size < tokenizer.image_size:
@@ -81,6 +81,10 @@ class RowMaker:
                 f"--frames={data.frames}"
             )
         _with_parent(data.parent_text, "parent", "name")
+        try:
+            tokenizer.encode_text("", data.max_text_tokens)
+        except ValueError as error:
+            raise UserError(f"config.data.max_text_tokens is too small: {error}") from error
         self._split = split
         self._tokenizer = tokenizer
         self._clip_cache = clip_cache
@@ -194,11 +198,12 @@ def whole_seconds(record: Record, window_seconds: float) -> tuple[int, ...]:
     """Return each frame's time since the window's start, in whole seconds.
 
     Whole seconds are all that SmolVLM's prompt shows of a time ("Frame from 00:02:", its processor
-    truncates). Rounding to microseconds first keeps a clip's prompt the same wherever in the video
-    it lies: 1000.3 - 999.3 is a little less than 1. A frame shown at the window's start may have
-    appeared before it, hence the limits.
+    truncates). Rounding to hundredths first keeps a clip's prompt the same wherever in the video it
+    lies: TFDS stores floats in 32 bits, which hours into a video is off by milliseconds, and 1 s
+    would become 0. A frame shown at the window's start may have appeared before it, hence the
+    limits.
     """
-    since_start = np.round(np.subtract(record.frame_times, record.window_start), 6)
+    since_start = np.round(np.subtract(record.frame_times, record.window_start), 2)
     return tuple(np.clip(since_start, 0.0, window_seconds).astype(int).tolist())
 
 

@@ -1,0 +1,206 @@
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.pipeline.clip_fixtures import make_clip, make_clips, write_dataset
+from vtalign_jax.errors import UserError
+from vtalign_jax.pipeline.dataset import ClipCache, DecodedClip, open_split
+
+CLIPS = [
+    make_clip("assembly_r1__c1", "S1", 10.0, "build", recording_id="r1"),
+    make_clip("assembly_r1__c1", "S1.1", 8.0, "attach wheel", recording_id="r1"),
+    make_clip("assembly_r1__c1", "S1.1.a", 7.5, "pick wheel", recording_id="r1"),
+    make_clip("assembly_r1__c1", "S1.1.b", 8.5, "push wheel", recording_id="r1"),
+    make_clip("assembly_r1__c2", "S1.1.a", 7.5, "grab wheel", recording_id="r1"),
+    make_clip("r2__c1", "S1.1.a", 1.25, "pick wheel", recording_id="r2", parent_text="fix é"),
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("prepared")
+    write_dataset(directory, {"train": CLIPS, "val": make_clips(2, 2, 1)}, shards=2)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def split(prepared):
+    return open_split(str(prepared), "train")
+
+
+@pytest.fixture
+def copy(prepared, tmp_path):
+    """The dataset, to be damaged."""
+    shutil.copytree(prepared / "dst_clips", tmp_path / "dst_clips")
+    return tmp_path, tmp_path / "dst_clips" / "1.0.0"
+
+
+def by_clip(split, values):
+    """Return {clip_id: value} as plain Python."""
+    return dict(zip(split.table["clip_id"].to_pylist(), np.asarray(values).tolist(), strict=True))
+
+
+def test_every_record_reads_back_as_written_and_matches_its_row_in_the_table(split):
+    assert len(split) == len(CLIPS)
+    written = {clip["clip_id"]: clip for clip in CLIPS}
+    for index, clip_id in enumerate(split.table["clip_id"].to_pylist()):
+        record = split.record(index)
+        assert record.clip_id == clip_id
+        for field, value in record._asdict().items():
+            assert value == written[clip_id][field]
+    assert sorted(split.texts) == sorted(clip["text"] for clip in CLIPS)
+
+
+def test_the_settings_of_prepare_are_the_splits_attributes(split):
+    assert (split.name, split.image_size, split.frames, split.window_seconds) == (
+        "train",
+        24,
+        4,
+        4.0,
+    )
+    assert split.fingerprint == "f" * 64
+
+
+def test_a_record_names_the_file_that_holds_it(split):
+    files = [split.file(index) for index in range(len(split))]
+    assert [file[-14:] for file in files] == ["00000-of-00002"] * 3 + ["00001-of-00002"] * 3
+
+
+def test_cameras_and_parts_of_a_recording_are_one_recording_and_several_uids(split):
+    recording, uid = by_clip(split, split.identity.recording), by_clip(split, split.identity.uid)
+    first, second, other = "assembly_r1__c1/S1", "assembly_r1__c2/S1.1.a", "r2__c1/S1.1.a"
+    assert recording[first] == recording[second] != recording[other]
+    assert len({uid[first], uid[second], uid[other]}) == 3
+    assert set(recording.values()) == {0, 1}
+    assert set(uid.values()) == {0, 1, 2}
+
+
+def test_equal_texts_are_equal_integers_in_any_video(split):
+    text = by_clip(split, split.identity.text)
+    assert text["assembly_r1__c1/S1.1.a"] == text["r2__c1/S1.1.a"]
+    assert len(set(text.values())) == 5
+
+
+def test_nodes_of_different_videos_differ_though_their_ids_are_equal(split):
+    assert len(set(split.identity.node.tolist())) == len(CLIPS)
+
+
+def test_ancestors_are_the_nodes_of_the_same_video(split):
+    node, ancestors = by_clip(split, split.identity.node), by_clip(split, split.identity.ancestors)
+    step, substep = node["assembly_r1__c1/S1"], node["assembly_r1__c1/S1.1"]
+    assert ancestors["assembly_r1__c1/S1"] == [-1, -1, -1]
+    assert ancestors["assembly_r1__c1/S1.1"] == [step, -1, -1]
+    assert ancestors["assembly_r1__c1/S1.1.b"] == [step, substep, -1]
+    elsewhere = ancestors["assembly_r1__c2/S1.1.a"]  # no clips themselves
+    assert elsewhere[2] == -1
+    assert not set(elsewhere[:2]) & set(node.values())
+    assert not set(elsewhere[:2]) & set(ancestors["r2__c1/S1.1.a"])
+
+
+def test_level_order_window_and_span_are_those_of_the_node(split):
+    identity = split.identity
+    level = by_clip(split, identity.level)
+    assert level["r2__c1/S1.1.a"] == level["assembly_r1__c1/S1.1.a"]
+    assert len(set(level.values())) == 3
+    assert by_clip(split, identity.order)["assembly_r1__c1/S1"] == 1
+    assert by_clip(split, identity.window)["r2__c1/S1.1.a"] == [-0.75, 3.25]  # not clipped
+    assert by_clip(split, identity.span)["r2__c1/S1.1.a"] == [0.25, 2.25]
+    assert identity.row_mask.all()
+    np.testing.assert_array_equal(identity.record, np.arange(len(CLIPS)))
+    kinds = {name: str(values.dtype) for name, values in identity._asdict().items()}
+    floats = {"window": "float32", "span": "float32", "row_mask": "bool"}
+    assert kinds == dict.fromkeys(kinds, "int32") | floats
+
+
+def test_a_split_travels_to_another_process_without_its_table(split):
+    assert split.identity is split.identity
+    data = pickle.dumps(split)
+    assert len(data) < 4000
+    assert pickle.loads(data).record(1) == split.record(1)
+    assert pickle.loads(data).texts == split.texts
+
+
+def test_a_tree_deeper_than_the_identity_holds_is_named(tmp_path):
+    deep = make_clip("u", "S1", 5.0, "x", ancestor_ids=["a", "b", "c", "d"])
+    write_dataset(tmp_path, {"train": [deep]})
+    with pytest.raises(UserError, match=r"clip u/S1 .* more than 3 levels"):
+        _ = open_split(str(tmp_path), "train").identity
+
+
+def test_a_missing_dataset_names_the_command_that_makes_it(tmp_path):
+    with pytest.raises(UserError, match=r"no dataset in .*launch/prepare\.py .*--out="):
+        open_split(str(tmp_path / "nowhere"), "train")
+
+
+def test_a_missing_or_empty_split_names_those_that_exist(prepared):
+    with pytest.raises(UserError, match=r"no clips of split 'test' .* it has train, val"):
+        open_split(str(prepared), "test")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prepare.json",
+        "dataset_info.json",
+        "clips-train.arrow",
+        "dst_clips-train.array_record-00001-of-00002",
+    ],
+)
+def test_a_file_that_is_missing_is_named(copy, name):
+    data_dir, written = copy
+    (written / name).unlink()
+    with pytest.raises(UserError, match=rf"incomplete, {name} is missing; run .*prepare\.py"):
+        open_split(str(data_dir), "train")
+
+
+def test_settings_that_are_missing_are_named(copy):
+    data_dir, written = copy
+    (written / "prepare.json").write_text('{"fingerprint": "f", "frames": 4}')
+    with pytest.raises(UserError, match=r"image_size, window_seconds in prepare.json"):
+        open_split(str(data_dir), "train")
+
+
+def test_a_table_of_another_length_or_cut_off_is_refused(copy):
+    data_dir, written = copy
+    table = written / "clips-train.arrow"
+    shutil.copy(written / "clips-val.arrow", table)
+    with pytest.raises(UserError, match="has 4 rows for 6 records"):
+        open_split(str(data_dir), "train")
+    table.write_bytes(table.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"cannot read .*clips-train.arrow"):
+        open_split(str(data_dir), "train")
+
+
+def test_a_damaged_record_names_its_clip_and_its_file(copy):
+    data_dir, written = copy
+    file = written / "dst_clips-train.array_record-00001-of-00002"
+    content = bytearray(file.read_bytes())
+    for place in range(100, len(content) - 100, 7):
+        content[place] ^= 0xFF
+    file.write_bytes(bytes(content))
+    split = open_split(str(data_dir), "train")
+    clip_id = split.table["clip_id"][5].as_py()
+    with pytest.raises(UserError, match=f"cannot read clip {clip_id} from .*00001-of-00002"):
+        split.record(5)
+    assert split.record(0).frames
+
+
+def test_the_cache_stops_at_its_limit_and_what_it_holds_is_read_only():
+    def clip():
+        return DecodedClip(np.zeros((1, 8, 8, 3), np.uint8), 1, (0,), "text", "")
+
+    cache = ClipCache(2 * 192 + 100)
+    for index in range(4):
+        cache.offer(index, 8, clip())
+    assert [cache.get(index, 8) is not None for index in range(4)] == [True, True, False, False]
+    assert cache.get(0, 4) is None  # another size
+    with pytest.raises(ValueError, match="read-only"):
+        cache.get(0, 8).frames[:] = 1
+    half = cache.share(2)
+    half.offer(0, 8, clip())
+    half.offer(1, 8, clip())
+    assert half.get(0, 8)
+    assert not half.get(1, 8)
+    assert pickle.loads(pickle.dumps(cache)).get(0, 8) is None
