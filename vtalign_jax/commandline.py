@@ -24,7 +24,9 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
             if len(rest) > 1:
                 raise UserError(f"unexpected argument {rest[1]!r}; a flag is --name=value")
             for name in required:
-                if not flags.FLAGS[name].value:
+                value = flags.FLAGS[name].value
+                hasattr(value, "to_dict")  # a --config that failed to load raises on any access
+                if not value:
                     raise UserError(f"--{name} is missing; see --help")
         except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError) as error:
             _fail(error)
