@@ -16,7 +16,7 @@ from vtalign_jax.errors import UserError
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.models.aligner import AlignerModel
 from vtalign_jax.training.assemble import assemble, load
-from vtalign_jax.training.trained import WINDOW_SECONDS, Trained, load_trained
+from vtalign_jax.training.trained import Trained, load_trained
 
 _MAX_ROWS = 16  # embedded at once; smaller inputs are padded to a power of two
 _TEXT_STEP = 16  # texts are padded to a multiple of this many tokens
@@ -84,7 +84,7 @@ class Aligner:
         self,
         frames: np.ndarray,
         frame_mask: np.ndarray | None = None,
-        window_seconds: float = WINDOW_SECONDS,
+        window_seconds: float | None = None,
     ) -> np.ndarray:
         """Return the embeddings of clips.
 
@@ -93,7 +93,7 @@ class Aligner:
             shown at (k + 0.5) / F of it. Squeezed to the model's square as in training.
           frame_mask: bool[B, F], at least one True a row; None for all frames. A frame left out
             does not move the times of the others.
-          window_seconds: length of the clips.
+          window_seconds: length of the clips; None for that of the run's dataset (4 by default).
 
         Returns:
           float32[B, E], unit norm.
@@ -102,6 +102,7 @@ class Aligner:
           UserError: an array of another shape or dtype.
         """
         frames, mask = _checked_clips(frames, frame_mask)
+        window_seconds = window_seconds or self.trained.facts["window_seconds"]
         count = frames.shape[1]
         if not len(frames):
             return self._none()

@@ -1,4 +1,4 @@
-"""A base model of either architecture and a checkpoint trained on it, without PyTorch or training."""
+"""A base model of either architecture, and a checkpoint trained on it, without any training."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,6 @@ from vtalign_jax import sharding
 from vtalign_jax.config import Config, resolve, to_dict
 from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.tiny import write_tiny_checkpoint
-from vtalign_jax.models import parameters
 from vtalign_jax.training import optim
 from vtalign_jax.training.assemble import assemble
 from vtalign_jax.training.checkpoint import FOLDER, METRIC, Checkpoints
@@ -63,16 +62,12 @@ def write_checkpoint(workdir: Path, config: Config, *, lora_b: float = 0.2) -> P
     """
     assembly = assemble(config)
     rng = np.random.default_rng(3)
-    made = parameters.parameters_of(assembly.make_model())
     params = {}
-    for path in assembly.trainable:
-        value = np.asarray(made[path], np.float32)
-        noise = rng.standard_normal(value.shape).astype(np.float32)
-        if path.endswith("lora_b"):
-            value = lora_b * noise
-        elif path != "log_temperature":
-            value = value + 0.05 * noise
-        params[path] = jnp.asarray(value)
+    for path, shape in assembly.trainable.items():
+        scale = shape.shape[-2] ** -0.5 if len(shape.shape) > 1 else 0.1
+        scale = lora_b if path.endswith("lora_b") else scale
+        params[path] = jnp.asarray(scale * rng.standard_normal(shape.shape), jnp.float32)
+    params["log_temperature"] = jnp.log(jnp.float32(0.05))
     extra = {
         "config": to_dict(config),
         "fingerprints": Fingerprints(base_fingerprint(assembly.directory), "none").to_json(),

@@ -1,7 +1,7 @@
 """The proof in an export: fixed clips and texts and our embeddings, compared in PyTorch.
 
-It is measured on the files as written, in a subprocess (`torch_scripts/check.py`), so that no JAX process
-imports torch; elsewhere through `launch/export.py --verify=DIR`.
+It is measured on the files as written, by `torch_scripts/check.py` in a subprocess, so that no JAX
+process imports torch; elsewhere through `launch/export.py --verify=DIR`.
 """
 
 import importlib.util

@@ -57,7 +57,7 @@ def _check_free(out: Path, marker: str, overwrite: bool) -> None:
 
 
 def _grant_umask(folder: Path) -> None:
-    """Give folder and files the usual rights; mkdtemp and safetensors give them to the owner alone."""
+    """Give folder and files the usual rights; mkdtemp and safetensors make them the owner's."""
     umask = os.umask(0)
     os.umask(umask)
     folder.chmod(0o777 & ~umask)

@@ -168,9 +168,7 @@ def target_pattern(modules: set[str]) -> str:
 def head_tensors(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the heads with torch's names and layout, and the log temperature."""
     return {
-        path.replace(".kernel", ".weight"): np.ascontiguousarray(
-            value.T if path.endswith(".kernel") else value, np.float32
-        )
+        path.replace(".kernel", ".weight"): np.array(value.T, np.float32, order="C")
         for path, value in params.items()
         if not path.startswith(_BASE)
     }
@@ -282,7 +280,7 @@ def read(
     wrong += [p for p in paths if p in leaves and leaves[p].shape != shapes[p].shape]
     if wrong:
         raise UserError(f"{folder} does not fit its {SETTINGS}: {', '.join(wrong[:4])}")
-    return {path: np.ascontiguousarray(leaves[path], np.float32) for path in paths}
+    return {path: np.array(leaves[path], np.float32, order="C") for path in paths}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -25,10 +25,20 @@ def main() -> None:
     parser.add_argument("export", type=Path)
     parser.add_argument("--base", default="")
     arguments = parser.parse_args()
-    embedder = _load_embed(arguments.export).Embedder(str(arguments.export), arguments.base)
-    missing, unexpected = adapter_difference(embedder.model, arguments.export)
-    inputs = json.loads((arguments.export / "certificate.json").read_text())
-    stored = load_file(arguments.export / "certificate.safetensors")
+    print(json.dumps(compare(arguments.export, arguments.base)))
+
+
+def compare(export: Path, base: str = "") -> dict:
+    """Return library versions, lost adapter keys, lowest cosines and largest errors.
+
+    Args:
+      export: the folder.
+      base: directory or hub id of the base model; by default the one that the export names.
+    """
+    embedder = _load_embed(export).Embedder(str(export), base)
+    missing, unexpected = adapter_difference(embedder.model, export)
+    inputs = json.loads((export / "certificate.json").read_text())
+    stored = load_file(export / "certificate.safetensors")
     clips = [stored[f"clip_{i}"].numpy() for i in range(len(inputs["times"]))]
     videos = [embedder.clip(*pair) for pair in zip(clips, inputs["times"], strict=True)]
     texts = [embedder.text(text) for text in inputs["texts"]]
@@ -50,7 +60,7 @@ def main() -> None:
     with embedder.model.disable_adapter():  # shows that the comparison would notice a lost adapter
         texts = torch.stack([embedder.text(text) for text in inputs["texts"]])
         result["cosine_text_without_adapter"] = _cosine(texts, stored["z_text"])
-    print(json.dumps(result))
+    return result
 
 
 def adapter_difference(model: peft.PeftModel, export: Path) -> tuple[list[str], list[str]]:

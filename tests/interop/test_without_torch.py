@@ -1,0 +1,58 @@
+"""The runtime without PyTorch, as on a TPU VM."""
+
+import pathlib
+import subprocess
+import sys
+
+from tests.commands import ROOT, environment
+from tests.interop.checkpoints import make_config, write_base, write_checkpoint
+
+# Python as if torch and what needs it were not installed: no finder sees them.
+HIDE = """
+import importlib.machinery, sys
+hidden = {"torch", "torchvision", "peft", "accelerate", "sentence_transformers"}
+find = importlib.machinery.PathFinder.find_spec
+def find_spec(name, path=None, target=None):
+    return None if name.split(".")[0] in hidden else find(name, path, target)
+importlib.machinery.PathFinder.find_spec = find_spec
+"""
+
+
+def test_export_says_unverified_and_every_command_imports_without_torch(tmp_path):
+    workdir = write_checkpoint(
+        tmp_path / "run", make_config(write_base(tmp_path / "base", "smolvlm"))
+    )
+    out = tmp_path / "out"
+    script = (
+        HIDE
+        + f"""
+import runpy
+from absl import flags
+for command in ("prepare", "train", "evaluate"):
+    runpy.run_path(f"launch/{{command}}.py")
+    for flag in list(flags.FLAGS.flags_by_module_dict()["<run_path>"]):
+        delattr(flags.FLAGS, flag.name)
+sys.argv = ["export.py", "--checkpoint={workdir}", "--out={out}"]
+try:
+    runpy.run_path("launch/export.py", run_name="__main__")
+finally:
+    assert not hidden & set(sys.modules), hidden & set(sys.modules)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-4] == f"wrote {out}"
+    assert lines[-3].startswith("UNVERIFIED: torch, peft not installed")
+    assert lines[-2].strip() == f"python launch/export.py --verify={out}"
+    card = pathlib.Path(out, "README.md").read_text()
+    assert "**UNVERIFIED**: torch, peft not installed where it was written." in card
+    assert "python launch/export.py --verify=" in card
