@@ -208,6 +208,7 @@ def test_worker_processes_give_the_same_batches_and_errors(data_dir, split):
 
 SCRIPT = """
     import os, signal, sys
+    from multiprocessing import active_children
     from tests.pipeline.clip_fixtures import FakeTokenizer
     from tests.pipeline.test_loader import load, make_config
     from vtalign_jax.pipeline.dataset import open_split
@@ -232,10 +233,19 @@ def run_script(tmp_path, data_dir, workers, end):
     )
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_program_that_ends_while_loading_exits_in_silence(tmp_path, data_dir, workers):
-    done = run_script(tmp_path, data_dir, workers, "sys.exit(5)")
+def test_a_program_that_ends_while_loading_exits_in_silence(tmp_path, data_dir):
+    done = run_script(tmp_path, data_dir, 0, "sys.exit(5)")
     assert (done.returncode, done.stderr) == (5, "")
+
+
+def test_workers_told_to_terminate_go_on_until_their_parent_ends(tmp_path, data_dir):
+    end = (
+        "[os.kill(worker.pid, signal.SIGTERM) for worker in active_children() for _ in (1, 2)];"
+        "[next(loader) for _ in range(50)]; sys.exit(5)"
+    )
+    done = run_script(tmp_path, data_dir, 1, end)
+    assert done.returncode == 5, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_workers_of_a_killed_program_end(tmp_path, data_dir):

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 
@@ -26,7 +27,8 @@ from vtalign_jax.pipeline.order import PADDING, BatchOrder, SequentialOrder
 from vtalign_jax.pipeline.transforms import Row, RowMaker, Tokenizer
 
 _CHUNK_ROWS = 8  # rows that a thread reads one after the other, at most
-_THREADS = 8  # a process; they overlap reading (storage may be remote) more than decoding
+_GRACE_SECONDS = 60.0  # a worker told to terminate goes on this long for its parent
+_THREADS = 4  # a process; they overlap reading, while decoding holds the interpreter's lock
 
 
 def make_loader(
@@ -80,8 +82,8 @@ def make_loader(
     row_maker = RowMaker(
         split, tokenizer, config, cache, data.parent_text_probability if train else 0.0
     )
-    chunks = _Chunks(order, start_step, num_steps, process_index * local, local, max(workers, 1))
-    rows = _read_rows(chunks, row_maker, workers, data.prefetch_batches)
+    chunks = _Chunks(order, start_step, num_steps, process_index * local, local, workers)
+    rows = _read_rows(chunks, row_maker, data.prefetch_batches)
     return Batches(rows, split.identity, chunks)
 
 
@@ -126,7 +128,7 @@ class _Chunks:
 
     Grain hands every element to a thread, which costs more than a small row. A step's rows are cut
     into equal chunks, as many for each worker, filled up with padding; worker w takes the chunks w,
-    w + workers, ... of all steps.
+    w + workers, ... of all steps. No workers: all chunks are read in this process.
     """
 
     def __init__(
@@ -142,10 +144,11 @@ class _Chunks:
         self._first_row = first_row
         self.steps = range(start_step, start_step + num_steps)
         self.rows = rows
-        rows_a_worker = -(-rows // workers)
+        self.workers = workers
+        rows_a_worker = -(-rows // max(workers, 1))
         self.a_worker = -(-rows_a_worker // _CHUNK_ROWS)  # chunks of a step
         self.size = -(-rows_a_worker // self.a_worker)
-        self._a_step = self.a_worker * workers
+        self._a_step = self.a_worker * max(workers, 1)
 
     def __len__(self) -> int:
         return len(self.steps) * self._a_step
@@ -162,10 +165,9 @@ class _Chunks:
         return self._order.records(step)[self._first_row : self._first_row + self.rows]
 
 
-def _read_rows(
-    chunks: _Chunks, row_maker: RowMaker, workers: int, prefetch_batches: int
-) -> grain.IterDataset:
+def _read_rows(chunks: _Chunks, row_maker: RowMaker, prefetch_batches: int) -> grain.IterDataset:
     """Return a dataset of stacked `Row`s, one a step, read ahead."""
+    workers = chunks.workers
     ahead = max(1, prefetch_batches - 1) if not workers else 1  # workers hold finished shares
     reading = grain.ReadOptions(
         num_threads=min(_THREADS, chunks.a_worker * ahead),
@@ -188,8 +190,15 @@ def _read_rows(
 
 
 def _start_worker(worker: int, workers: int) -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is killed: Grain's workers would stay."""
+    """Leave signals to the parent, and end when it is killed, where Grain's workers would stay.
+
+    Ctrl-C and some schedulers signal the whole process group; the parent then still needs batches
+    up to the step after which it saves.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: last_orders.is_alive() or last_orders.start())
+    last_orders = threading.Timer(_GRACE_SECONDS, os._exit, (1,))
+    last_orders.daemon = True
 
     def end_with_parent() -> None:
         multiprocessing.parent_process().join()
@@ -222,7 +231,7 @@ class Batches:
         self._chunks = chunks
         self._steps = iter(chunks.steps)
         # A finalizer, for it also runs at exit while Grain's modules still exist.
-        self.close = weakref.finalize(self, _close, self._rows)
+        self.close = weakref.finalize(self, _close, self._rows, chunks.workers > 0)
 
     def __iter__(self) -> "Batches":
         return self
@@ -236,12 +245,14 @@ class Batches:
         return step, Batch(*row, _taken(self._identity, self._chunks.records(step)))
 
 
-def _close(rows: list[grain.DatasetIterator]) -> None:
+def _close(rows: list[grain.DatasetIterator], has_workers: bool) -> None:
     """Close and drop the iterator in `rows`; dropped at exit, it fails on modules already gone."""
     rows.pop().close()
-    # Grain leaves shares that lie in shared memory in a reference cycle (the traceback of the
-    # workers' StopIteration); uncollected at exit they count as leaked.
-    gc.collect()
+    if has_workers:
+        # Grain leaves shares that lie in shared memory in a reference cycle (the traceback of the
+        # workers' StopIteration), and frees them in a thread; at exit, the rest counts as leaked.
+        gc.collect()
+        time.sleep(0.1)
 
 
 def _taken(identity: Identity, records: np.ndarray) -> Identity:
