@@ -195,10 +195,9 @@ def test_closing_ends_the_threads_and_the_iteration(split):
 
 
 def test_worker_processes_give_the_same_batches_and_errors(data_dir, split):
-    loader = load(split, make_config(workers=3), num_steps=6)
-    for (step, batch), (worker_step, from_workers) in zip(
-        load(split, num_steps=6), loader, strict=True
-    ):
+    # 40 rows: three chunks of seven a worker, so that both padding and the order of chunks matter
+    threads, workers = (load(split, make_config(n, batch=40), num_steps=6) for n in (0, 2))
+    for (step, batch), (worker_step, from_workers) in zip(threads, workers, strict=True):
         assert step == worker_step
         assert type(from_workers.frames) is np.ndarray
         assert_equal(batch, from_workers)
