@@ -64,7 +64,7 @@ $(STAMP_OLD): $(OPERATORS)
 
 # Makes exports with the newest libraries and loads them with the oldest.
 test-old: $(STAMP_DEV) $(STAMP_OLD)
-	OLD_PYTHON=$(VENV_OLD)/bin/python $(RUN) -m pytest tests/old_libraries -m old_libraries
+	OLD_PYTHON=$(VENV_OLD)/bin/python $(RUN) tests/old_libraries/compare.py
 
 clean:
 	rm -rf $(VENV) $(VENV_OLD) $(DEMO)

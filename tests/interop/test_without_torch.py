@@ -5,17 +5,8 @@ import subprocess
 import sys
 
 from tests.commands import ROOT, environment
+from tests.hidden_packages import hiding
 from tests.interop.checkpoints import make_config, write_base, write_checkpoint
-
-# Python as if torch and what needs it were not installed: no finder sees them.
-HIDE = """
-import importlib.machinery, sys
-hidden = {"torch", "torchvision", "peft", "accelerate", "sentence_transformers"}
-find = importlib.machinery.PathFinder.find_spec
-def find_spec(name, path=None, target=None):
-    return None if name.split(".")[0] in hidden else find(name, path, target)
-importlib.machinery.PathFinder.find_spec = find_spec
-"""
 
 
 def test_export_says_unverified_and_every_command_imports_without_torch(tmp_path):
@@ -23,9 +14,7 @@ def test_export_says_unverified_and_every_command_imports_without_torch(tmp_path
         tmp_path / "run", make_config(write_base(tmp_path / "base", "smolvlm"))
     )
     out = tmp_path / "out"
-    script = (
-        HIDE
-        + f"""
+    script = f"""{hiding("torch", "torchvision", "peft", "accelerate", "sentence_transformers")}
 import runpy
 from absl import flags
 for command in ("prepare", "train", "evaluate"):
@@ -38,7 +27,6 @@ try:
 finally:
     assert not hidden & set(sys.modules), hidden & set(sys.modules)
 """
-    )
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,

@@ -73,11 +73,12 @@ fixed clips and {texts} texts compared, in float32, with those of the exported J
 (`certificate.safetensors`). Required: every cosine at least {required}, no adapter key missing or \
 unexpected.
 
-| transformers, peft, torch | lowest cosine, clips | texts | largest error | lost keys | |
-|---|---|---|---|---|---|
+| transformers, peft, torch | cosine, clips | texts | largest error | lost keys | | unrepaired |
+|---|---|---|---|---|---|---|
 {rows}
 
-Without the adapter the lowest cosine of the texts is {without:.4f}."""
+Without the adapter the lowest cosine of the texts is {without:.4f}. *Unrepaired*: a clip with the
+positions that this transformers itself gives to image patches (see above)."""
 
 
 def write_card(folder: Path, unverified: str = "") -> None:
@@ -134,7 +135,8 @@ def _certificate(folder: Path, unverified: str) -> str:
         f"| {r['transformers']}, {r['peft']}, {r['torch']} | {r['cosine_video']:.7f} | "
         f"{r['cosine_text']:.7f} | {max(r['max_error_video'], r['max_error_text']):.1e} | "
         f"{len(r['missing']) + len(r['unexpected'])} | "
-        f"{'passed' if certificate.is_passed(r) else '**FAILED**'} |"
+        f"{'passed' if certificate.is_passed(r) else '**FAILED**'} | "
+        f"{r['cosine_video_unrepaired']:.4f} |"
         for r in found
     ]
     return _COMPARED.format(

@@ -31,6 +31,9 @@ def main() -> None:
 def compare(export: Path, base: str = "") -> dict:
     """Return library versions, lost adapter keys, lowest cosines and largest errors.
 
+    Two more say what would go wrong: the texts without the adapter, and a clip with the positions
+    that the library itself gives to image patches.
+
     Args:
       export: the folder.
       base: directory or hub id of the base model; by default the one that the export names.
@@ -60,6 +63,9 @@ def compare(export: Path, base: str = "") -> dict:
     with embedder.model.disable_adapter():  # shows that the comparison would notice a lost adapter
         texts = torch.stack([embedder.text(text) for text in inputs["texts"]])
         result["cosine_text_without_adapter"] = _cosine(texts, stored["z_text"])
+    embedder.repair.remove()
+    video = embedder.clip(clips[0], inputs["times"][0])
+    result["cosine_video_unrepaired"] = _cosine(video[None], stored["z_video"][:1])
     return result
 
 

@@ -24,8 +24,8 @@ class Embedder:
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
         # transformers 4.55-4.57 place image patches one too early (its issue 41190)
         table, ids = model.model.vision_model.embeddings, self.head["position_ids"].to(device)
-        table.position_embedding.register_forward_pre_hook(lambda _, x: (ids.expand_as(x[0]),))
-        self.model = PeftModel.from_pretrained(model, folder).to(device).eval()
+        hook = table.position_embedding.register_forward_pre_hook(lambda _, x: ids.expand_as(*x))
+        self.model, self.repair = PeftModel.from_pretrained(model, folder).to(device).eval(), hook
 
     def text(self, text: str) -> torch.Tensor:
         """Return float32[E], unit norm."""
@@ -43,7 +43,7 @@ class Embedder:
     @torch.no_grad()
     def _embed(self, kind: str, said: str, most: int | None, pixels: torch.Tensor | None):
         ids = self.tokenizer.encode(self.settings["layout"]["turn"].format(said)).ids
-        kept = self.settings["layout"]["end_tokens"]  # the turn's end, whose last token is pooled
+        kept = self.settings["layout"]["end_tokens"]  # the turn's end, where the pooled token is
         ids = torch.tensor([ids[:most][:-kept] + ids[-kept:]], device=self.model.device)
         states = self.model.get_base_model().model(input_ids=ids, pixel_values=pixels)[0][0]
         x = states[-1] if self.settings["pooling"] == "last" else states.float().mean(0)
