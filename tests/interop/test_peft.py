@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -151,6 +152,20 @@ def test_the_folder_holds_the_base_s_tokenizer_and_processor_byte_for_byte(base,
     written |= {"adapter_config.json", "adapter_model.safetensors", "head.safetensors"}
     assert names == copied | written | {"certificate.safetensors"}
     assert len((exported / "embed.py").read_text().splitlines()) <= 60
+
+
+def test_a_base_of_the_hub_is_named_by_its_id(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(base))
+    config = make_config("HuggingFaceTB/Small-VLM")
+    export.export_peft(write_checkpoint(tmp_path / "run", config), tmp_path / "out", say=str)
+    settings, adapter = (
+        json.loads((tmp_path / "out" / name).read_text())
+        for name in ("vtalign.json", peft.ADAPTER_CONFIG)
+    )
+    assert settings["base"] == adapter["base_model_name_or_path"] == "HuggingFaceTB/Small-VLM"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "https://huggingface.co/HuggingFaceTB/Small-VLM" in card
+    assert str(base) not in card
 
 
 def test_an_untrained_adapter_is_refused_and_leaves_nothing(base, tmp_path):
