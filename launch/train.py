@@ -70,7 +70,7 @@ def main() -> None:
     state = init_state(params, optimizer, config.train.seed, mesh)
     base = base_fingerprint(model.directory)
     fingerprints = manifest.Fingerprints(base, train_split.fingerprint)
-    session = Session(workdir, config, fingerprints, epoch_steps)
+    session = Session(workdir, config, fingerprints, epoch_steps, train_split.window_seconds)
     state = session.start(state, **counts)
     if session.is_resumed:
         _say(f"resuming after step {session.step:,} of {total_steps:,}")
@@ -79,7 +79,7 @@ def main() -> None:
         zero_shot, untrained = evaluator.score_untrained(state.params, frozen)
         session.record(0, "chance", evaluator.chance())
         session.record(0, "zero_shot", zero_shot)
-        session.evaluated(0, untrained, state)
+        session.record(0, "val", untrained)  # no candidate for the best: there is nothing to export
 
     train_step = make_train_step(
         model.bind, optimizer, config.objective, mesh, has_dropout=config.tune.dropout > 0

@@ -30,6 +30,7 @@ class Session:
         config: Config,
         fingerprints: manifest.Fingerprints,
         epoch_steps: int,
+        window_seconds: float,
     ):
         """Open the workdir; nothing is written yet.
 
@@ -38,10 +39,11 @@ class Session:
           config: of the run.
           fingerprints: of base and data.
           epoch_steps: steps of an epoch.
+          window_seconds: length of the dataset's clips, which later embeddings need to know.
         """
         self.step, self.is_resumed, self.early = 0, False, EarlyStop()
         self._workdir, self._config, self._fingerprints = workdir, config, fingerprints
-        self._epoch_steps = epoch_steps
+        self._epoch_steps, self._window_seconds = epoch_steps, window_seconds
         self._total_steps = epoch_steps * config.train.epochs
         kept = config.train.keep_best, config.train.keep_latest
         self._checkpoints = Checkpoints(f"{workdir}/{FOLDER}", *kept)
@@ -146,6 +148,7 @@ class Session:
             "config": to_dict(self._config),
             "fingerprints": self._fingerprints.to_json(),
             "early_stop": self.early.to_json(),
+            "window_seconds": self._window_seconds,
             "next_step": done,  # the loader's position: batches are a function of the step
         }
         self._checkpoints.save(done, state, extra, metrics)
