@@ -82,9 +82,10 @@ def run(config, aligner):
     return step, state, frozen, lambda batch: sharding.to_devices(batch, mesh)
 
 
-def test_steps_reduce_the_loss_and_trace_once(run):
+def test_steps_reduce_the_loss_trace_once_and_leave_frozen_leaves_alone(run):
     step, state, frozen, put = run
     batch = put(make_batch(16))
+    before = jax.tree.map(np.array, frozen)
     losses = []
     for _ in range(30):
         state, metrics = step(state, frozen, batch)
@@ -92,6 +93,8 @@ def test_steps_reduce_the_loss_and_trace_once(run):
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     assert step._cache_size() == 1
     assert int(state.step) == 30
+    for path, value in frozen.items():
+        assert np.asarray(value).tobytes() == before[path].tobytes(), path
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_counted(run, aligner):
