@@ -1,5 +1,7 @@
 """The training step: the same numbers on any mesh, and only what should change changes."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -24,24 +26,39 @@ def aligner(config):
     return make_aligner(config)
 
 
-def loss_and_gradient(config, aligner, batch, devices: int, fsdp: int = 1):
-    """Return (loss, {path: gradient}) computed on the first `devices` devices."""
+@pytest.fixture(scope="module")
+def loss_and_gradient(config, aligner):
+    """Return a function: (batch, devices, fsdp) -> (loss, {path: gradient}); compiled once each."""
     bind, params, frozen = aligner
-    mesh = sharding.make_mesh(MeshConfig(fsdp=fsdp), jax.devices()[:devices])
-    frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
-    params = jax.device_put(params, NamedSharding(mesh, sharding.WHOLE))
-    rows = batch.identity.row_mask.shape[0]
-    keys = row_keys(jax.random.key_data(jax.random.key(7)), 3, rows)
-    function = jax.jit(jax.value_and_grad(make_loss(bind, config.objective, mesh), has_aux=True))
-    (loss, _), gradient = function(params, frozen, sharding.to_devices(batch, mesh), keys)
-    return float(loss), jax.device_get(gradient)
+
+    @functools.cache
+    def compiled(devices: int, fsdp: int):
+        mesh = sharding.make_mesh(MeshConfig(fsdp=fsdp), jax.devices()[:devices])
+        function = jax.value_and_grad(make_loss(bind, config.objective, mesh), has_aux=True)
+        return mesh, jax.jit(function)
+
+    def compute(batch, devices: int, fsdp: int = 1):
+        mesh, function = compiled(devices, fsdp)
+        base = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
+        tuned = jax.device_put(params, NamedSharding(mesh, sharding.WHOLE))
+        keys = row_keys(jax.random.key_data(jax.random.key(7)), 3, len(batch.frames))
+        (loss, _), gradient = function(tuned, base, sharding.to_devices(batch, mesh), keys)
+        return float(loss), jax.device_get(gradient)
+
+    return compute
+
+
+@pytest.fixture(scope="module")
+def on_one_device(loss_and_gradient):
+    return loss_and_gradient(make_batch(16, real=13), 1)
 
 
 @pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (8, 1), (8, 4)])
-def test_loss_and_every_gradient_leaf_equal_those_of_one_device(config, aligner, devices, fsdp):
-    batch = make_batch(16, real=13)
-    loss, gradient = loss_and_gradient(config, aligner, batch, devices, fsdp)
-    expected_loss, expected = loss_and_gradient(config, aligner, batch, 1)
+def test_loss_and_every_gradient_leaf_equal_those_of_one_device(
+    loss_and_gradient, on_one_device, devices, fsdp
+):
+    loss, gradient = loss_and_gradient(make_batch(16, real=13), devices, fsdp)
+    expected_loss, expected = on_one_device
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert gradient.keys() == expected.keys()
     for path, value in gradient.items():
@@ -49,11 +66,11 @@ def test_loss_and_every_gradient_leaf_equal_those_of_one_device(config, aligner,
         assert relative_error(value, expected[path]) < 1e-5, path
 
 
-def test_padding_rows_change_no_gradient(config, aligner):
+def test_padding_rows_change_no_gradient(loss_and_gradient):
     padded = make_batch(16, real=8)
     real = jax.tree.map(lambda x: x[:8], padded)
-    loss, gradient = loss_and_gradient(config, aligner, padded, 8)
-    expected_loss, expected = loss_and_gradient(config, aligner, real, 8)
+    loss, gradient = loss_and_gradient(padded, 8)
+    expected_loss, expected = loss_and_gradient(real, 8)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     for path, value in gradient.items():
         assert relative_error(value, expected[path]) < 1e-5, path
@@ -70,15 +87,22 @@ def test_dropout_keys_depend_on_the_row_alone():
     assert len(np.unique(everything, axis=0)) == len(everything)
 
 
-@pytest.fixture
-def run(config, aligner):
-    """Return (step, state, frozen, put) on all devices."""
-    bind, params, frozen = aligner
+@pytest.fixture(scope="module")
+def compiled_step(config, aligner):
+    """Return (step, optimizer, mesh, frozen) on all devices."""
+    bind, _, frozen = aligner
     mesh = sharding.make_mesh(config.mesh)
     optimizer = optim.make_optimizer(config.optim, 50)
-    state = init_state(params, optimizer, seed=0, mesh=mesh)
-    frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
     step = make_train_step(bind, optimizer, config.objective, mesh, has_dropout=True)
+    frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
+    return step, optimizer, mesh, frozen
+
+
+@pytest.fixture
+def run(aligner, compiled_step):
+    """Return (step, a fresh state, frozen, put)."""
+    step, optimizer, mesh, frozen = compiled_step
+    state = init_state(aligner[1], optimizer, seed=0, mesh=mesh)
     return step, state, frozen, lambda batch: sharding.to_devices(batch, mesh)
 
 
@@ -97,7 +121,7 @@ def test_steps_reduce_the_loss_trace_once_and_leave_frozen_leaves_alone(run):
         assert np.asarray(value).tobytes() == before[path].tobytes(), path
 
 
-def test_an_update_that_is_not_finite_is_left_out_and_counted(run, aligner):
+def test_an_update_that_is_not_finite_is_left_out_and_counted(run):
     step, state, frozen, put = run
     batch = put(make_batch(16))
     state, _ = step(state, frozen, batch)  # past the step of learning rate zero
