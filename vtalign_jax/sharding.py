@@ -14,7 +14,10 @@ WHOLE = PartitionSpec()
 # Frozen leaves: the dimension that fsdp splits. Stacked leaves lead with the layer axis. A kernel
 # is split along its input or output, whichever divides further in the real checkpoints.
 FROZEN_RULES = (
-    (r"base\.vision_model\.embeddings\.patch_embedding\.kernel", PartitionSpec(None, None, None, "fsdp")),
+    (
+        r"base\.vision_model\.embeddings\.patch_embedding\.kernel",
+        PartitionSpec(None, None, None, "fsdp"),
+    ),
     (r"base\.vision_model\.embeddings\.position_embedding\.embedding", PartitionSpec(None, "fsdp")),
     (r"base\.vision_model\..*(q|k|v|out)_proj\.kernel", PartitionSpec(None, "fsdp", None)),
     (r"base\.vision_model\..*fc1\.kernel", PartitionSpec(None, "fsdp", None)),

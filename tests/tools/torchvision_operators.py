@@ -1,12 +1,10 @@
 """Lets torchvision be imported beside a CPU build of torch.
 
 The torchvision wheel of the package index carries operators compiled against a CUDA build of torch.
-Beside a CPU build they do not load, and `import torchvision` ends in "operator torchvision::nms does
-not exist", although Hugging Face's video processors need none of them. Imported at start-up (by a
-`.pth` line), this module waits until torchvision is really imported and then declares its operators
-without implementation. Beside a torch whose torchvision does load, it changes nothing.
-
-`python torchvision_operators.py` installs it into the running interpreter's environment.
+Beside a CPU build they do not load, and `import torchvision` ends in "operator torchvision::nms
+does not exist", although Hugging Face's video processors need none of them. Imported at start-up
+(by a `.pth` line), this module waits until torchvision is really imported and then declares its
+operators without implementation. Beside a torch whose torchvision does load, it changes nothing.
 """
 
 import importlib.abc
