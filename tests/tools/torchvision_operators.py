@@ -5,6 +5,8 @@ Beside a CPU build they do not load, and `import torchvision` ends in "operator 
 does not exist", although Hugging Face's video processors need none of them. Imported at start-up
 (by a `.pth` line), this module waits until torchvision is really imported and then declares its
 operators without implementation. Beside a torch whose torchvision does load, it changes nothing.
+
+`python torchvision_operators.py` installs it into the running interpreter's environment.
 """
 
 import importlib.abc
