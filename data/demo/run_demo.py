@@ -25,7 +25,6 @@ _OUT = flags.DEFINE_string("out", "demo_run", "Folder of the demo; an earlier de
 _SEED = flags.DEFINE_integer("seed", 0, "Of the videos and of training.", lower_bound=0)
 
 PROMISED = {"recall@5": 0.9, "recall@1": 0.5}  # on videos never seen
-_ROOT = pathlib.Path(__file__).parents[2]
 _MARK = "made_by_the_demo"  # only a folder that holds it is ever replaced
 
 
@@ -80,7 +79,6 @@ def _run(script: str, *arguments: str, read: bool = False) -> str:
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, script, *arguments],
-        cwd=_ROOT,
         stdout=subprocess.PIPE if read else None,
         text=True,
         check=False,
