@@ -20,11 +20,6 @@ from data.demo import scenes
 from vtalign_jax import commandline
 from vtalign_jax.errors import UserError
 
-_OUT = flags.DEFINE_string("out", None, "Folder to write; it must not exist yet.")
-_SEED = flags.DEFINE_integer("seed", 0, "Everything drawn follows from it.", lower_bound=0)
-_TRAIN = flags.DEFINE_integer("train", 120, "Training recordings of 24 actions.", lower_bound=1)
-_VAL = flags.DEFINE_integer("val", 20, "Validation recordings of 24 actions.", lower_bound=2)
-
 
 def make_demo(out: pathlib.Path, counts: dict[str, int], seed: int) -> None:
     """Render every recording into `out`, which appears only when it is complete.
@@ -71,13 +66,17 @@ def write_video(recording: scenes.Recording, path: pathlib.Path) -> None:
 
 def main() -> None:
     """Render the recordings the flags ask for."""
-    out = pathlib.Path(_OUT.value)
-    counts = {"train": _TRAIN.value, "val": _VAL.value}
+    out = pathlib.Path(flags.FLAGS.out)
+    counts = {"train": flags.FLAGS.train, "val": flags.FLAGS.val}
     print(f"rendering {sum(counts.values())} recordings into {out} (about half a minute)")
-    make_demo(out, counts, _SEED.value)
+    make_demo(out, counts, flags.FLAGS.seed)
     print(f"next: python launch/prepare.py --annotations={out}/train.json,{out}/val.json \\")
     print(f"    --videos={out}/videos --out={out.parent}/dataset --image_size=64 --frames=4")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("out", None, "Folder to write; it must not exist yet.")
+    flags.DEFINE_integer("seed", 0, "Everything drawn follows from it.", lower_bound=0)
+    flags.DEFINE_integer("train", 120, "Training recordings of 24 actions.", lower_bound=1)
+    flags.DEFINE_integer("val", 20, "Validation recordings of 24 actions.", lower_bound=2)
     commandline.run(main, required=("out",))

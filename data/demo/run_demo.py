@@ -21,16 +21,13 @@ from vtalign_jax import commandline
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.table import format_table
 
-_OUT = flags.DEFINE_string("out", "demo_run", "Folder of the demo; an earlier demo is replaced.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the videos and of training.", lower_bound=0)
-
 PROMISED = {"recall@5": 0.9, "recall@1": 0.5}  # on videos never seen
 _MARK = "made_by_the_demo"  # only a folder that holds it is ever replaced
 
 
 def main() -> None:
     """Run every command, one after the other."""
-    out, seed, began = pathlib.Path(_OUT.value), _SEED.value, time.monotonic()
+    out, seed, began = pathlib.Path(flags.FLAGS.out), flags.FLAGS.seed, time.monotonic()
     _make_folder(out)
     recordings, dataset, workdir = out / "recordings", out / "dataset", out / "run"
     _run("data/demo/make_demo.py", f"--out={recordings}", f"--seed={seed}")
@@ -104,4 +101,6 @@ def _check(reached: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("out", "demo_run", "Folder of the demo; an earlier demo is replaced.")
+    flags.DEFINE_integer("seed", 0, "Of the videos and of training.", lower_bound=0)
     commandline.run(main)
