@@ -162,6 +162,14 @@ def test_settings_that_are_missing_are_named(copy):
         open_split(str(data_dir), "train")
 
 
+@pytest.mark.parametrize("content", ['{"fingerprint": "f', "null", "[1]"])
+def test_settings_that_are_damaged_are_named(copy, content):
+    data_dir, written = copy
+    (written / "prepare.json").write_text(content)
+    with pytest.raises(UserError, match=r"cannot read .*prepare\.json .*prepare the dataset again"):
+        open_split(str(data_dir), "train")
+
+
 def test_a_table_of_another_length_or_cut_off_is_refused(copy):
     data_dir, written = copy
     table = written / "clips-train.arrow"

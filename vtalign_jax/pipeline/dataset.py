@@ -187,13 +187,18 @@ def open_split(data_dir: str, split: str) -> ClipSplit:
       split: `train`, `val` or `test`.
 
     Raises:
-      UserError: no dataset there, an unfinished one, or no such split in it.
+      UserError: no dataset there, an unfinished or damaged one, or no such split in it.
     """
     directory = _version_directory(epath.Path(data_dir))
     for required in ("prepare.json", "dataset_info.json"):
         if not (directory / required).exists():
             raise _unfinished(data_dir, required)
-    settings = json.loads((directory / "prepare.json").read_text())
+    try:
+        settings = dict(json.loads((directory / "prepare.json").read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"cannot read {directory / 'prepare.json'} ({error}); prepare the dataset again"
+        ) from error
     if absent := [key for key in _SETTINGS if key not in settings]:
         raise _unfinished(data_dir, f"{', '.join(absent)} in prepare.json")
     splits = tfds.builder_from_directory(directory).info.splits
