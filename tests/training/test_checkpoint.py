@@ -13,7 +13,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vtalign_jax.errors import UserError
-from vtalign_jax.training.checkpoint import METRIC, Checkpoints, find_checkpoint, read_state
+from vtalign_jax.training.checkpoint import (
+    METRIC,
+    Checkpoints,
+    find_checkpoint,
+    read_extra,
+    read_state,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -210,6 +216,24 @@ def test_find_refuses_what_is_no_checkpoint(tmp_path):
         find_checkpoint(tmp_path / "absent")
     with pytest.raises(UserError, match="no finished checkpoint"):
         find_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json is a file; give a workdir"):
+        find_checkpoint(tmp_path / "config.json")
+
+
+def test_a_checkpoint_copied_in_part_is_refused(checkpoints):
+    checkpoints.save(1, _state(), {})
+    checkpoints.wait()
+    path = checkpoints.path(1)
+    extra = path / "extra" / "metadata"
+    extra.write_text('{"config": ')
+    with pytest.raises(UserError, match=r"cannot read .*extra/metadata .*copy the checkpoint"):
+        read_extra(path)
+    (path / "state").rename(path / "lost")
+    with pytest.raises(UserError, match="has no state; copy the whole folder"):
+        read_state(path, _abstract(_state()))
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        find_checkpoint(path)
 
 
 _KILLED = """

@@ -162,17 +162,35 @@ class Checkpoints:
 
 _METRICS = ("metrics", "metrics")  # folder and file that Orbax gives them
 _EXTRA = ("extra", "metadata")
+_STATE = "state"
 
 
 def read_extra(path: str | epath.Path) -> dict[str, Any]:
-    """Return the JSON that a checkpoint folder holds beside the state."""
-    return json.loads(epath.Path(path, *_EXTRA).read_text())
+    """Return the JSON that a checkpoint folder holds beside the state.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    return _read_json(epath.Path(path, *_EXTRA))
 
 
 def read_metrics(path: str | epath.Path) -> dict[str, float]:
-    """Return the metrics of a checkpoint folder, empty for a save between evaluations."""
+    """Return the metrics of a checkpoint folder, empty for a save between evaluations.
+
+    Raises:
+      UserError: they are damaged.
+    """
     file = epath.Path(path, *_METRICS)
-    return json.loads(file.read_text()) if file.exists() else {}
+    return _read_json(file) if file.exists() else {}
+
+
+def _read_json(file: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"cannot read {file} ({error}); copy the checkpoint again, or use another one"
+        ) from error
 
 
 def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = False) -> Any:
@@ -185,16 +203,21 @@ def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = F
       partial: read only the leaves asked for, and allow others in the checkpoint.
 
     Raises:
-      UserError: leaves are missing, unexpected, or of another shape or dtype; names the first few.
+      UserError: there is no state, or leaves are missing, unexpected, or of another shape or dtype;
+        names the first few.
     """
     path = epath.Path(path).resolve()
+    if not (path / _STATE).is_dir():
+        raise UserError(
+            f"checkpoint {path} has no {_STATE}; copy the whole folder, or use another one"
+        )
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or default)
         for name, x in _flat(abstract_state).items()
     }
     handler = ocp.PyTreeCheckpointHandler()
-    stored = dict(handler.metadata(path / "state").tree)
+    stored = dict(handler.metadata(path / _STATE).tree)
     _check_leaves(path, stored, wanted, partial=partial)
     arguments = ocp.args.PyTreeRestore(
         item=wanted,
@@ -247,6 +270,8 @@ def find_checkpoint(path: str | epath.Path) -> tuple[epath.Path, str]:
     given = epath.Path(path).expanduser()
     if not given.exists():
         raise UserError(f"no such checkpoint or workdir {given}; train one with launch/train.py")
+    if not given.is_dir():
+        raise UserError(f"{given} is a file; give a workdir of launch/train.py, or a checkpoint")
     if _is_checkpoint(given):
         return given.resolve(), f"checkpoint {given}"
     folder = given / FOLDER if (given / FOLDER).exists() else given
@@ -272,4 +297,5 @@ def _best(directory: epath.Path, steps: Sequence[int]) -> int | None:
 
 
 def _is_checkpoint(path: epath.Path) -> bool:
-    return epath.Path(path, *_EXTRA).exists() and ocp.utils.is_checkpoint_finalized(path)
+    has_items = epath.Path(path, *_EXTRA).exists() and (path / _STATE).is_dir()
+    return has_items and ocp.utils.is_checkpoint_finalized(path)
