@@ -223,6 +223,15 @@ def test_an_export_with_a_missing_or_foreign_key_is_refused(exported, tmp_path):
         load_trained(tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", [peft.ADAPTER, peft.HEAD])
+def test_an_export_with_a_file_cut_off_is_refused(exported, tmp_path, name):
+    shutil.copytree(exported, tmp_path / "out")
+    file = tmp_path / "out" / name
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(UserError, match=rf"cannot read .*{re.escape(name)} .*copy the export"):
+        load_trained(tmp_path / "out")
+
+
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     def write(marker, **options):
         with new_folder(tmp_path / "out", "marker", **options) as folder:

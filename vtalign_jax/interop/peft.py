@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from vtalign_jax.config import TuneConfig
@@ -266,21 +267,28 @@ def read(
       shapes: `{path: shape and dtype}` of every leaf of it.
 
     Raises:
-      UserError: a file is missing or its keys do not fit.
+      UserError: a file is missing or damaged, or its keys do not fit.
     """
     for name in (ADAPTER, HEAD):
         if not (folder / name).is_file():
             raise UserError(f"the export {folder} has no {name}; copy the whole folder")
     paths = list(paths)
     keys = adapter_keys(paths, shapes)
-    leaves = adapter_leaves(load_file(folder / ADAPTER), keys, shapes)
-    leaves |= head_leaves(load_file(folder / HEAD))
+    leaves = adapter_leaves(_tensors(folder / ADAPTER), keys, shapes)
+    leaves |= head_leaves(_tensors(folder / HEAD))
     leaves.pop("position_ids", None)  # embed.py's, follow from the base
     wrong = sorted(set(paths) ^ set(leaves))
     wrong += [p for p in paths if p in leaves and leaves[p].shape != shapes[p].shape]
     if wrong:
         raise UserError(f"{folder} does not fit its {SETTINGS}: {', '.join(wrong[:4])}")
     return {path: np.array(leaves[path], np.float32, order="C") for path in paths}
+
+
+def _tensors(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"cannot read {file} ({error}); copy the export again") from error
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
