@@ -30,7 +30,7 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
                     raise UserError(f"--{name} is missing; see --help")
         except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError) as error:
             _fail(error)
-        except OSError as error:  # ml_collections: the file of --config
+        except (OSError, SyntaxError, ImportError, NameError) as error:  # of ml_collections
             _fail(f"cannot load the file of --config: {str(error).split('Attempted ')[-1]}")
         return rest
 
@@ -46,6 +46,9 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
 
 
 def _fail(message: object) -> None:
-    line = " ".join(str(message).strip("'\"").split())
+    text = str(message)
+    if isinstance(message, KeyError):  # whose text is a quotation
+        text = text.strip("'\"")
+    line = " ".join(text.split())
     print(f"error: {line}", file=sys.stderr, flush=True)
     sys.exit(2)

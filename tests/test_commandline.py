@@ -1,0 +1,34 @@
+import pytest
+from absl import app, flags
+from ml_collections import config_flags
+
+from vtalign_jax import commandline
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("def get_config(:", "invalid syntax"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("def get_config():\n    return missing", "name 'missing' is not defined"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_config_file_that_does_not_load_is_one_line(
+    tmp_path, monkeypatch, capsys, content, reason
+):
+    file = tmp_path / "broken.py"
+    if content:
+        file.write_text(content)
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    argv = ["train.py", f"--config={file}"]
+    monkeypatch.setattr(app, "run", lambda _, flags_parser: flags_parser(argv))
+    with pytest.raises(SystemExit) as end:
+        commandline.run(lambda: None, required=("config",))
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cannot load the file of --config: ")
+    assert reason in line
