@@ -66,8 +66,7 @@ def retrieval_metrics(
       chunk: queries scored at a time.
 
     Raises:
-      UserError: no row is real.
-      FloatingPointError: an embedding is not finite.
+      UserError: no row is real, or an embedding is not finite.
     """
     identity, mask = _real_rows(identity), np.asarray(identity.row_mask)
     video, text = (_on_grid(name, z[mask]) for name, z in (("clip", z_video), ("text", z_text)))
@@ -140,7 +139,10 @@ def _real_rows(identity: Identity) -> Identity:
 def _on_grid(name: str, z: np.ndarray) -> np.ndarray:
     lost = int(np.sum(~np.isfinite(z).all(axis=1)))
     if lost:  # a NaN would beat no candidate and lose to none: recall 1
-        raise FloatingPointError(f"{lost} of {len(z)} {name} embeddings are not finite")
+        raise UserError(
+            f"{lost} of {len(z)} {name} embeddings are not finite: the checkpoint is damaged or "
+            "diverged; take an earlier one, or train with a lower config.optim.learning_rate"
+        )
     return np.round(np.asarray(z, np.float64) * _GRID) / _GRID
 
 
