@@ -25,15 +25,22 @@ def _run(workdir, steps, restored_step=None, **options) -> None:
     writer.close()
 
 
-def _tensorboard_scalars(path) -> list[tuple[str, int, float]]:
-    """The scalars of an event file: records of length, checksum, message, checksum."""
-    data, scalars = path.read_bytes(), []
+def _tensorboard_events(path) -> list[Event]:
+    """The events of a file: records of length, checksum, message, checksum."""
+    data, events = path.read_bytes(), []
     while data:
         (length,) = struct.unpack("<Q", data[:8])
-        event = Event.FromString(data[12 : 12 + length])
-        scalars += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        events.append(Event.FromString(data[12 : 12 + length]))
         data = data[16 + length :]
-    return scalars
+    return events
+
+
+def _tensorboard_scalars(path) -> list[tuple[str, int, float]]:
+    return [
+        (value.tag, event.step, value.simple_value)
+        for event in _tensorboard_events(path)
+        for value in event.summary.value
+    ]
 
 
 def test_a_row_is_the_step_and_plain_numbers(tmp_path):
@@ -94,6 +101,14 @@ def test_tensorboard_holds_the_same_scalars(tmp_path):
         ("val/recall_5", 2, pytest.approx(2 / 7)),
         ("train/loss", 3, pytest.approx(1.0)),
     ]
+
+
+@pytest.mark.parametrize(("restored_step", "first"), [(None, 0), (4, 5)])
+def test_tensorboard_hides_what_the_run_writes_again(tmp_path, restored_step, first):
+    _run(tmp_path, [6], restored_step)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    starts = [e.step for e in _tensorboard_events(events) if e.HasField("session_log")]
+    assert starts == [first]
 
 
 def test_progress_off_a_terminal_is_plain_lines():

@@ -56,7 +56,7 @@ class MetricsWriter:
         path = workdir / FILE
         _drop_later_rows(path, -1 if restored_step is None else restored_step, is_evaluated)
         self._file = path.open("a")
-        purge = None if restored_step is None else restored_step + 1
+        purge = 0 if restored_step is None else restored_step + 1
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
