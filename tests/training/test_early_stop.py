@@ -27,11 +27,6 @@ def test_a_higher_recall_starts_the_count_again():
     assert _last_epoch([0.5, 0.4, 0.4, 0.4, 0.51, 0.4, 0.4, 0.52, 0.4, 0.4, 0.4], **PLAN) == 11
 
 
-def test_untrained_evaluation_at_step_0_counts_as_a_recall_to_beat():
-    state = EarlyStop().updated(0.3, step=0).updated(0.2, step=100)
-    assert (state.best, state.best_step, state.waited) == (0.3, 0, 1)
-
-
 def test_equal_recall_is_no_improvement_and_the_first_stays_best():
     state = EarlyStop().updated(0.5, step=1).updated(0.5, step=2)
     assert (state.best_step, state.waited, state.last) == (1, 1, 0.5)
