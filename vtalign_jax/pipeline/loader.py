@@ -192,8 +192,9 @@ def _read_rows(chunks: _Chunks, row_maker: RowMaker, prefetch_batches: int) -> g
 def _start_worker(worker: int, workers: int) -> None:
     """Leave signals to the parent, and end when it is killed, where Grain's workers would stay.
 
-    Ctrl-C and some schedulers signal the whole process group; the parent then still needs batches
-    up to the step after which it saves.
+    Some schedulers send SIGTERM to the whole process group; the parent then still needs batches up
+    to the step after which it saves. Ctrl-C ends the parent at once, unsaved, and the workers end
+    with it, without a traceback of each.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: last_orders.is_alive() or last_orders.start())
