@@ -33,7 +33,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="file of the run, such as configs/pretrain.py; --config.a.b=x overrides"
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "where the run is kept (local or gs://); default runs/<name of the config>"
+    "workdir", None, "folder where the run is kept; default runs/<name of the config>"
 )
 
 
@@ -61,17 +61,15 @@ def main() -> None:
     }
     _say("training {trainable_parameters:,} of {total_parameters:,} parameters".format(**counts))
     tokenizer = ClipTokenizer(model.directory)
-    evaluator = Evaluator(model.bind, mesh, val_split, tokenizer, config)
-    _say(f"loading the base from {model.directory}")
-    params, frozen = load(model, mesh)
-
-    optimizer = optim.make_optimizer(config.optim, total_steps)
-    learning_rate = optim.learning_rate(config.optim, total_steps)
-    state = init_state(params, optimizer, config.train.seed, mesh)
+    evaluator = Evaluator(model.bind, mesh, val_split, tokenizer, config, _say)
     base = base_fingerprint(model.directory)
     fingerprints = manifest.Fingerprints(base, train_split.fingerprint)
     session = Session(workdir, config, fingerprints, epoch_steps, train_split.window_seconds)
-    state = session.start(state, **counts)
+    _say(f"loading the base from {model.directory}")
+    params, frozen = load(model, mesh)
+    optimizer = optim.make_optimizer(config.optim, total_steps)
+    learning_rate = optim.learning_rate(config.optim, total_steps)
+    state = session.start(init_state(params, optimizer, config.train.seed, mesh), **counts)
     if session.is_resumed:
         _say(f"resuming after step {session.step:,} of {total_steps:,}")
     else:
@@ -82,7 +80,12 @@ def main() -> None:
         session.record(0, "val", untrained)  # no candidate for the best: there is nothing to export
 
     train_step = make_train_step(
-        model.bind, optimizer, config.objective, mesh, has_dropout=config.tune.dropout > 0
+        model.bind,
+        optimizer,
+        learning_rate,
+        config.objective,
+        mesh,
+        has_dropout=config.tune.dropout > 0,
     )
     batches = make_loader(
         train_split,
@@ -94,7 +97,8 @@ def main() -> None:
         process_count=jax.process_count(),
         train=True,
     )
-    _say("compiling the training step")
+    if not session.is_over(session.step):
+        _say("compiling the training step")
     waiting_since = time.perf_counter()
     for step, batch in batches:
         session.progress.advance(time.perf_counter() - waiting_since)
@@ -103,10 +107,11 @@ def main() -> None:
         if step == session.step:
             jax.block_until_ready(metrics)
             session.progress.restart_clock()  # what came before is compilation
-        session.log(done, metrics, learning_rate(step))
+        session.log(done, metrics)
         is_ending = is_terminated()
         if session.is_evaluation_due(done):
             session.evaluated(done, evaluator.score(state.params, frozen), state)
+            is_ending = is_terminated()  # saved already
         elif session.is_save_due(done) or is_ending:
             session.save(done, state)
         if is_ending or session.is_over(done):

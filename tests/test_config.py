@@ -1,6 +1,8 @@
 """The configuration: defaults of the plan, and one clear line for each mistake."""
 
 import dataclasses
+import importlib.util
+import pathlib
 
 import pytest
 
@@ -13,15 +15,38 @@ def test_defaults_survive_the_round_trip():
     assert resolve(to_dict(Config())) == Config()
 
 
-def test_defaults_are_the_plans():
-    config = Config()
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path: pathlib.Path) -> Config:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return resolve(module.get_config())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid(path):
+    load(path)
+
+
+def test_pretrain_is_the_plan_and_so_are_the_defaults():
+    config = next(load(path) for path in CONFIGS if path.stem == "pretrain")
+    assert config == Config()
     assert config.model.base == "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
-    assert (config.train.contrastive_batch, config.data.frames, config.train.epochs) == (32, 8, 15)
+    assert (config.model.compute_dtype, config.model.frozen_dtype) == ("bfloat16", "bfloat16")
+    assert (config.model.embedding_dim, config.model.temperature_init) == (1024, 0.07)
+    assert (config.model.head, config.model.pooling) == ("shared", "last")
+    assert (config.tune.connector, config.tune.text_blocks) == ("lora", 8)
+    assert (config.tune.rank, config.tune.alpha, config.tune.dropout) == (16, 32.0, 0.05)
+    assert (config.data.frames, config.data.grouped_fraction) == (8, 0.25)
+    assert config.data.parent_text_probability == 0.0
+    assert config.objective.same_recording_weight == 0.4
     assert (config.optim.learning_rate, config.optim.weight_decay) == (1e-4, 1e-4)
     assert (config.optim.clip_norm, config.optim.warmup_fraction) == (1.0, 0.03)
+    assert (config.train.contrastive_batch, config.train.epochs) == (32, 15)
     assert (config.train.min_epochs, config.train.patience) == (5, 3)
-    assert (config.model.embedding_dim, config.model.temperature_init) == (1024, 0.07)
-    assert (config.tune.connector, config.tune.text_blocks, config.tune.rank) == ("lora", 8, 16)
+    assert config.train.eval_every_epochs == 1
 
 
 @pytest.mark.parametrize(

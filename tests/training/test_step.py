@@ -93,7 +93,8 @@ def compiled_step(config, aligner):
     bind, _, frozen = aligner
     mesh = sharding.make_mesh(config.mesh)
     optimizer = optim.make_optimizer(config.optim, 50)
-    step = make_train_step(bind, optimizer, config.objective, mesh, has_dropout=True)
+    rate = optim.learning_rate(config.optim, 50)
+    step = make_train_step(bind, optimizer, rate, config.objective, mesh, has_dropout=True)
     frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
     return step, optimizer, mesh, frozen
 
@@ -121,7 +122,7 @@ def test_steps_reduce_the_loss_trace_once_and_leave_frozen_leaves_alone(run):
         assert np.asarray(value).tobytes() == before[path].tobytes(), path
 
 
-def test_an_update_that_is_not_finite_is_left_out_and_counted(run):
+def test_an_update_that_is_not_finite_is_left_out_and_counted(run, config):
     step, state, frozen, put = run
     batch = put(make_batch(16))
     state, _ = step(state, frozen, batch)  # past the step of learning rate zero
@@ -131,11 +132,14 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(run):
     for count in (1, 2):
         state, metrics = step(state, poisoned, batch)
         assert not np.isfinite(metrics["loss"])
-        assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (count, count)
+        assert (int(metrics["skipped"]), int(state.skipped_in_a_row)) == (count, count)
     after = jax.device_get((state.params, state.opt_state))
     jax.tree.map(np.testing.assert_array_equal, after, before)
     state, metrics = step(state, frozen, batch)
-    assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (2, 0)
+    assert (int(metrics["skipped"]), int(state.skipped_in_a_row)) == (2, 0)
+    assert int(metrics["longest_skipped"]) == 2
+    rate = optim.learning_rate(config.optim, 50)
+    assert float(metrics["learning_rate"]) == pytest.approx(float(rate(1)))  # one update before
     assert np.any(state.params["head.fc1.bias"] != before[0]["head.fc1.bias"])
 
 

@@ -32,45 +32,62 @@ class Session:
         epoch_steps: int,
         window_seconds: float,
     ):
-        """Open the workdir; nothing is written yet.
+        """Open the workdir: make sure that it holds this run, or write the configuration there.
 
         Args:
-          workdir: local or `gs://`, made if absent.
+          workdir: a local folder, made if absent.
           config: of the run.
           fingerprints: of base and data.
           epoch_steps: steps of an epoch.
           window_seconds: length of the dataset's clips, which later embeddings need to know.
+
+        Raises:
+          UserError: the checkpoint belongs to a run with another configuration, base or dataset, or
+            the folder cannot be written.
         """
         self.step, self.is_resumed, self.early = 0, False, EarlyStop()
         self._workdir, self._config, self._fingerprints = workdir, config, fingerprints
         self._epoch_steps, self._window_seconds = epoch_steps, window_seconds
         self._total_steps = epoch_steps * config.train.epochs
         kept = config.train.keep_best, config.train.keep_latest
-        self._checkpoints = Checkpoints(f"{workdir}/{FOLDER}", *kept)
+        if "://" in workdir:
+            raise UserError(
+                f"--workdir={workdir} is not a local folder; name one and copy it after"
+            )
+        try:
+            self._checkpoints = Checkpoints(f"{workdir}/{FOLDER}", *kept)
+            self._resume_or_begin()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to --workdir={workdir} ({error}); name a folder that can be written"
+            ) from error
+
+    def _resume_or_begin(self) -> None:
+        """Take up the newest checkpoint's bookkeeping, or write the new run's configuration."""
+        newest = self._checkpoints.latest_step()
+        if newest is None:
+            manifest.write_config(self._workdir, self._config)
+            return
+        extra = read_extra(self._checkpoints.path(newest))
+        manifest.check_resume(extra, self._config, self._fingerprints, self._workdir)
+        self.early = EarlyStop.from_json(extra["early_stop"])
+        self.step, self.is_resumed = newest, True
 
     def start(self, state: TrainState, **facts: Any) -> TrainState:
         """Return the state to go on from: the newest checkpoint's, or the one given.
 
         Args:
-          state: before the first step; donated if there is a checkpoint.
+          state: before the first step.
           **facts: JSON values for the manifest.
 
         Raises:
-          UserError: the checkpoint belongs to a run with another configuration, base or dataset.
+          UserError: the checkpoint's arrays do not fit.
         """
-        newest = self._checkpoints.latest_step()
-        if newest is not None:
-            # First whose checkpoint it is, then whether its arrays fit: the clearer error.
-            extra = read_extra(self._checkpoints.path(newest))
-            manifest.check_resume(extra, self._config, self._fingerprints, self._workdir)
+        if self.is_resumed:
             abstract = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
             )
-            state = self._checkpoints.restore(newest, abstract).state
-            self.early = EarlyStop.from_json(extra["early_stop"])
-            self.step, self.is_resumed = newest, True
-        else:
-            manifest.write_config(self._workdir, self._config)
+            state = self._checkpoints.restore(self.step, abstract).state
         from_step = self.step if self.is_resumed else None
         manifest.write_manifest(self._workdir, self._config, self._fingerprints, from_step, **facts)
         is_primary = jax.process_index() == 0
@@ -85,13 +102,12 @@ class Session:
             self.progress.set_recall(self.early.last, self.early.best)
         return state
 
-    def log(self, done: int, metrics: Mapping[str, jax.Array], learning_rate: float) -> None:
+    def log(self, done: int, metrics: Mapping[str, jax.Array]) -> None:
         """Write the scalars of the step just made, if it is one to be logged.
 
         Args:
           done: steps done.
           metrics: of the step, still on the device: the one copy to the host happens here.
-          learning_rate: of the step.
 
         Raises:
           UserError: too many updates in a row were not finite.
@@ -99,14 +115,14 @@ class Session:
         if done % self._config.train.log_every_steps and done != self._total_steps:
             return
         scalars = {f"train/{name}": value for name, value in jax.device_get(metrics).items()}
-        scalars |= {"train/learning_rate": learning_rate} | self.progress.timing()
+        scalars |= self.progress.timing()
         self._writer.write(done, scalars)
         self.progress.show(done, scalars)
-        lost = int(scalars["train/skipped_in_a_row"])
+        lost = int(scalars["train/longest_skipped"])
         if lost >= self._config.train.max_nonfinite_steps:
             raise UserError(
-                f"loss or gradient was not finite in {lost} steps in a row, up to step {done:,} of "
-                f"{self._workdir}; look at the data, or lower config.optim.learning_rate"
+                f"loss or gradient was not finite in {lost} steps in a row before step {done:,} "
+                f"of {self._workdir}; look at the data, or lower config.optim.learning_rate"
             )
 
     def is_evaluation_due(self, done: int) -> bool:

@@ -19,7 +19,8 @@ class TrainState(NamedTuple):
       opt_state: the optimizer's.
       seed: uint32[2], key data from which each step's dropout keys are folded.
       skipped: int32[], updates left out because loss or gradient was not finite.
-      skipped_in_a_row: int32[].
+      skipped_in_a_row: int32[], how many of the newest updates.
+      longest_skipped: int32[], the most in a row so far; seen at logging, however short the streak.
     """
 
     step: jax.Array
@@ -28,6 +29,7 @@ class TrainState(NamedTuple):
     seed: jax.Array
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    longest_skipped: jax.Array
 
 
 def init_state(
@@ -42,6 +44,6 @@ def init_state(
     def make(params: dict[str, jax.Array]) -> TrainState:
         zero = jnp.zeros((), jnp.int32)
         key_data = jax.random.key_data(jax.random.key(seed))
-        return TrainState(zero, params, optimizer.init(params), key_data, zero, zero)
+        return TrainState(zero, params, optimizer.init(params), key_data, zero, zero, zero)
 
     return jax.jit(make, out_shardings=NamedSharding(mesh, sharding.WHOLE))(params)

@@ -65,6 +65,7 @@ def make_loss(bind: Bind, objective: ObjectiveConfig, mesh: Mesh) -> Callable:
 def make_train_step(
     bind: Bind,
     optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
     objective: ObjectiveConfig,
     mesh: Mesh,
     *,
@@ -77,6 +78,7 @@ def make_train_step(
     Args:
       bind: arrays by path -> model.
       optimizer: of the trainable leaves.
+      learning_rate: the optimizer's schedule, to be reported.
       objective: weights of the pair classes.
       mesh: the batch is split over its devices, `state` is whole on each.
       has_dropout: whether dropout keys are drawn.
@@ -97,16 +99,19 @@ def make_train_step(
             (state.params, state.opt_state),
         )
         lost = (~is_finite).astype(jnp.int32)
+        in_a_row = (state.skipped_in_a_row + lost) * lost
+        rate = {"learning_rate": learning_rate(state.step - state.skipped)}  # of updates made
         state = TrainState(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
             seed=state.seed,
             skipped=state.skipped + lost,
-            skipped_in_a_row=(state.skipped_in_a_row + lost) * lost,
+            skipped_in_a_row=in_a_row,
+            longest_skipped=jnp.maximum(state.longest_skipped, in_a_row),
         )
-        counts = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
-        return state, metrics | {"gradient_norm": norm} | counts
+        counts = {"skipped": state.skipped, "longest_skipped": state.longest_skipped}
+        return state, metrics | {"gradient_norm": norm} | rate | counts
 
     whole = NamedSharding(mesh, sharding.WHOLE)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))

@@ -1,0 +1,98 @@
+"""A run's bookkeeping over restarts: early stop, patience, skipped updates."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tiny_aligner import make_config
+from vtalign_jax import sharding
+from vtalign_jax.errors import UserError
+from vtalign_jax.training import optim
+from vtalign_jax.training.manifest import Fingerprints
+from vtalign_jax.training.session import Session
+from vtalign_jax.training.state import init_state
+
+EPOCH_STEPS = 3
+
+
+def open_session(workdir, **train):
+    values = {"epochs": 9, "min_epochs": 1, "patience": 3, "log_every_steps": 5} | train
+    config = make_config(train=values)
+    return Session(str(workdir), config, Fingerprints("base", "data"), EPOCH_STEPS, 4.0), config
+
+
+def fresh_state(config):
+    params = {"log_temperature": np.float32(-2.0), "head.fc1.kernel": np.ones((2, 3), np.float32)}
+    optimizer = optim.make_optimizer(config.optim, 27)
+    return init_state(params, optimizer, config.train.seed, sharding.make_mesh(config.mesh))
+
+
+def evaluate(session, state, epoch: int, recall: float) -> bool:
+    done = epoch * EPOCH_STEPS
+    session.evaluated(done, {"recall@1": 0.0, "recall@5": recall}, state)
+    return session.is_over(done)
+
+
+def test_patience_and_best_survive_a_restart(tmp_path):
+    session, config = open_session(tmp_path)
+    state = session.start(fresh_state(config))
+    assert not session.is_resumed
+    assert not evaluate(session, state, 1, 0.5)
+    assert not evaluate(session, state, 2, 0.4)
+    assert not evaluate(session, state, 3, 0.5)  # equal is not better
+    session.close()
+
+    session, config = open_session(tmp_path)
+    session.start(fresh_state(config))
+    assert (session.is_resumed, session.step) == (True, 9)
+    assert (session.early.best, session.early.best_step, session.early.waited) == (0.5, 3, 2)
+    assert evaluate(session, state, 4, 0.3)
+    assert "after step 3" in session.summary()
+    session.close()
+
+    session, config = open_session(tmp_path)
+    session.start(fresh_state(config))
+    assert session.is_over(session.step)
+    session.close()
+    kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()}
+    assert kept == {3, 12}  # the best and the newest
+
+
+def test_a_save_between_evaluations_cannot_end_the_run(tmp_path):
+    session, config = open_session(tmp_path, patience=1)
+    state = session.start(fresh_state(config))
+    evaluate(session, state, 1, 0.5)
+    assert evaluate(session, state, 2, 0.1)
+    assert not session.is_over(2 * EPOCH_STEPS + 1)
+    session.close()
+
+
+def test_another_configuration_is_refused_before_anything_is_loaded(tmp_path):
+    session, config = open_session(tmp_path)
+    session.save(3, session.start(fresh_state(config)))
+    session.close()
+    with pytest.raises(UserError, match=r"config\.train\.epochs was 9 and is now 8"):
+        open_session(tmp_path, epochs=8)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to --workdir"):
+        open_session(tmp_path / "file")
+    with pytest.raises(UserError, match="not a local folder"):
+        open_session("gs://bucket/run")
+
+
+@pytest.mark.parametrize(("longest", "is_fatal"), [(9, False), (10, True)])
+def test_a_streak_of_lost_updates_between_two_log_lines_is_seen(tmp_path, longest, is_fatal):
+    session, config = open_session(tmp_path)
+    session.start(fresh_state(config))
+    session.progress.advance(0.0)
+    metrics = {"loss": jax.numpy.float32(1.0), "longest_skipped": jax.numpy.int32(longest)}
+    session.log(4, metrics | {"longest_skipped": jax.numpy.int32(99)})  # not a step to be logged
+    if is_fatal:
+        with pytest.raises(UserError, match="not finite in 10 steps in a row"):
+            session.log(5, metrics)
+    else:
+        session.log(5, metrics)
+    session.close()
