@@ -213,7 +213,7 @@ def test_nothing_to_evaluate_is_a_user_error():
 def test_embeddings_that_are_not_finite_raise_instead_of_ranking_first():
     z = np.eye(3, dtype=np.float32)
     lost = np.where(np.arange(3)[:, None] == 1, np.nan, z)
-    with pytest.raises(UserError, match=r"1 of 3 clip embeddings .* damaged or .* diverged"):
+    with pytest.raises(UserError, match=r"1 of 3 clip embeddings .* damaged or diverged"):
         retrieval_metrics(lost, z, make_identity(np.arange(3)))
 
 
