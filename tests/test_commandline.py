@@ -32,3 +32,24 @@ def test_a_config_file_that_does_not_load_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: cannot load the file of --config: ")
     assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (AttributeError("\"'nope'\""), "error: nope"),
+        (KeyError("nope"), "error: nope"),
+        (ValueError("cannot use\n 'nope'"), "error: cannot use 'nope'"),
+    ],
+)
+def test_an_unknown_key_loses_its_quotes_and_other_messages_keep_theirs(
+    monkeypatch, capsys, error, line
+):
+    def flags_that_fail(argv):
+        raise error
+
+    monkeypatch.setattr(flags, "FLAGS", flags_that_fail)
+    monkeypatch.setattr(app, "run", lambda _, flags_parser: flags_parser(["train.py"]))
+    with pytest.raises(SystemExit):
+        commandline.run(lambda: None)
+    assert capsys.readouterr().err == line + "\n"

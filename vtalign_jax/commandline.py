@@ -47,7 +47,7 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
 
 def _fail(message: object) -> None:
     text = str(message)
-    if isinstance(message, KeyError):  # whose text is a quotation
+    if isinstance(message, (KeyError, AttributeError)):  # an unknown key, quoted
         text = text.strip("'\"")
     line = " ".join(text.split())
     print(f"error: {line}", file=sys.stderr, flush=True)
