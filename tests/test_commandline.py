@@ -37,14 +37,18 @@ def test_a_config_file_that_does_not_load_is_one_line(
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (AttributeError("\"'nope'\""), "error: nope"),
-        (KeyError("nope"), "error: nope"),
+        (
+            AttributeError("\"'nope'\""),
+            "error: --config has no field nope; vtalign_jax/config.py lists the fields",
+        ),
+        (
+            KeyError('\'rat\'\nDid you mean "rate" instead of "rat"?'),
+            "error: --config has no field rat; did you mean rate?",
+        ),
         (ValueError("cannot use\n 'nope'"), "error: cannot use 'nope'"),
     ],
 )
-def test_an_unknown_key_loses_its_quotes_and_other_messages_keep_theirs(
-    monkeypatch, capsys, error, line
-):
+def test_an_unknown_field_and_a_wrong_value_are_one_line(monkeypatch, capsys, error, line):
     def flags_that_fail(argv):
         raise error
 

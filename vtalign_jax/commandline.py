@@ -1,5 +1,6 @@
 """How every command starts: flags parsed, user errors as one line, exit code 2."""
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -28,7 +29,12 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
                 hasattr(value, "to_dict")  # a --config that failed to load raises on any access
                 if not value:
                     raise UserError(f"--{name} is missing; see --help")
-        except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError) as error:  # ml_collections: an override of no field
+            said = str(error)  # the field, quoted twice over, and perhaps a hint
+            field, hint = re.search(r"\w+", said), re.search(r'Did you mean "(\w+)"', said)
+            mend = f"did you mean {hint[1]}?" if hint else "vtalign_jax/config.py lists the fields"
+            _fail(f"--config has no field {field[0] if field else said}; {mend}")
+        except (flags.Error, UserError, TypeError, ValueError) as error:
             _fail(error)
         except (OSError, SyntaxError, ImportError, NameError) as error:  # of ml_collections
             _fail(f"cannot load the file of --config: {str(error).split('Attempted ')[-1]}")
@@ -46,9 +52,6 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
 
 
 def _fail(message: object) -> None:
-    text = str(message)
-    if isinstance(message, (KeyError, AttributeError)):  # an unknown key, quoted
-        text = text.strip("'\"")
-    line = " ".join(text.split())
+    line = " ".join(str(message).split())
     print(f"error: {line}", file=sys.stderr, flush=True)
     sys.exit(2)
