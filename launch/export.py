@@ -68,6 +68,8 @@ def verify(folder: Path, base: str) -> None:
 
 def _default_out(checkpoint: Path) -> str:
     """Return <workdir>/exports/<format>."""
+    if not checkpoint.expanduser().exists():
+        raise UserError(f"no such checkpoint or workdir {checkpoint}; train one with train.py")
     workdir = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
     if not (workdir / "checkpoints").is_dir():
         raise UserError("--out is missing; name the folder to write")

@@ -47,6 +47,9 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
             main()
         except UserError as error:
             _fail(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            sys.exit(130)  # as a shell reports SIGINT
 
     app.run(guarded, flags_parser=parse)
 

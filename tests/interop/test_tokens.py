@@ -79,6 +79,14 @@ def test_a_missing_file_is_named(checkpoint, tmp_path, name):
         ClipTokenizer(tmp_path)
 
 
+def test_a_damaged_tokenizer_is_named(checkpoint, tmp_path):
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"cannot read .*tokenizer\.json .*download it again"):
+        ClipTokenizer(tmp_path)
+
+
 def test_the_tokenizer_of_another_model_is_refused(checkpoint, tmp_path):
     for file in checkpoint.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

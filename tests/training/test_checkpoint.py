@@ -221,6 +221,16 @@ def test_find_refuses_what_is_no_checkpoint(tmp_path):
         find_checkpoint(tmp_path / "config.json")
 
 
+def test_a_checkpoint_with_cut_off_arrays_is_named(checkpoints):
+    checkpoints.save(1, _state(), {})
+    checkpoints.wait()
+    path = checkpoints.path(1)
+    for file in pathlib.Path(path, "state").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(UserError, match=r"is damaged .*move it away"):
+        read_state(path, _abstract(_state()))
+
+
 def test_a_checkpoint_copied_in_part_is_refused(checkpoints):
     checkpoints.save(1, _state(), {})
     checkpoints.wait()

@@ -57,7 +57,12 @@ class ClipTokenizer:
         settings = read_json(directory, "tokenizer_config.json")
         self.image_size = config.vision.image_size
         self.tokens_per_frame = config.tokens_per_frame
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(
+                f"cannot read {directory / 'tokenizer.json'} ({error}); download it again"
+            ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._names = _token_names(settings)

@@ -217,17 +217,30 @@ def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = F
         for name, x in _flat(abstract_state).items()
     }
     handler = ocp.PyTreeCheckpointHandler()
-    stored = dict(handler.metadata(path / _STATE).tree)
+    try:
+        stored = dict(handler.metadata(path / _STATE).tree)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
     _check_leaves(path, stored, wanted, partial=partial)
     arguments = ocp.args.PyTreeRestore(
         item=wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
         partial_restore=partial,
     )
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=handler)) as checkpointer:
-        flat = checkpointer.restore(path, args=ocp.args.Composite(state=arguments))["state"]
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=handler)) as checkpointer:
+            flat = checkpointer.restore(path, args=ocp.args.Composite(state=arguments))["state"]
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
     leaves = [flat[name] for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+
+
+def _damaged(path: epath.Path, error: Exception) -> UserError:
+    reason = str(error).split("\n")[0][:200]
+    return UserError(
+        f"checkpoint {path} is damaged ({reason}); move it away, so that an earlier one is taken"
+    )
 
 
 def _flat(tree: Any) -> dict[str, Any]:
