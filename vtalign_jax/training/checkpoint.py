@@ -270,6 +270,14 @@ def _form(leaf: Any) -> str:
     return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
+def finished_steps(folder: str | epath.Path) -> list[int]:
+    """Return the steps whose checkpoints are whole, read without a manager; [] if no folder."""
+    folder = epath.Path(folder)
+    if not folder.is_dir():
+        return []
+    return [int(p.name) for p in folder.iterdir() if p.name.isdigit() and _is_checkpoint(p)]
+
+
 def find_checkpoint(path: str | epath.Path) -> tuple[epath.Path, str]:
     """Return the checkpoint folder that a user's --checkpoint means, and a line that says so.
 
@@ -288,7 +296,7 @@ def find_checkpoint(path: str | epath.Path) -> tuple[epath.Path, str]:
     if _is_checkpoint(given):
         return given.resolve(), f"checkpoint {given}"
     folder = given / FOLDER if (given / FOLDER).exists() else given
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit() and _is_checkpoint(p)]
+    steps = finished_steps(folder)
     if not steps:
         raise UserError(
             f"no finished checkpoint in {given}; give a workdir of launch/train.py, one of its "

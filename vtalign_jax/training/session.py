@@ -8,7 +8,13 @@ import jax
 from vtalign_jax.config import Config, to_dict
 from vtalign_jax.errors import UserError
 from vtalign_jax.training import manifest
-from vtalign_jax.training.checkpoint import FOLDER, METRIC, Checkpoints, read_extra
+from vtalign_jax.training.checkpoint import (
+    FOLDER,
+    METRIC,
+    Checkpoints,
+    finished_steps,
+    read_extra,
+)
 from vtalign_jax.training.early_stop import EarlyStop
 from vtalign_jax.training.metrics import MetricsWriter, Progress
 from vtalign_jax.training.state import TrainState
@@ -55,8 +61,8 @@ class Session:
                 f"--workdir={workdir} is not a local folder; name one and copy it after"
             )
         try:
-            self._checkpoints = Checkpoints(f"{workdir}/{FOLDER}", *kept)
             self._resume_or_begin()
+            self._checkpoints = Checkpoints(f"{workdir}/{FOLDER}", *kept)
         except OSError as error:
             raise UserError(
                 f"cannot write to --workdir={workdir} ({error}); name a folder that can be written"
@@ -64,11 +70,12 @@ class Session:
 
     def _resume_or_begin(self) -> None:
         """Take up the newest checkpoint's bookkeeping, or write the new run's configuration."""
-        newest = self._checkpoints.latest_step()
+        # Without Orbax's manager: its threads would trip over the exit that a refusal is.
+        newest = max(finished_steps(f"{self._workdir}/{FOLDER}"), default=None)
         if newest is None:
             manifest.write_config(self._workdir, self._config)
             return
-        extra = read_extra(self._checkpoints.path(newest))
+        extra = read_extra(f"{self._workdir}/{FOLDER}/{newest}")
         manifest.check_resume(extra, self._config, self._fingerprints, self._workdir)
         self.early = EarlyStop.from_json(extra["early_stop"])
         self.step, self.is_resumed = newest, True
