@@ -48,7 +48,6 @@ def main() -> None:
     train_split = open_split(config.data.dir, config.data.train_split)
     val_split = open_split(config.data.dir, config.data.val_split)
     epoch_steps = steps_per_epoch(len(train_split), config.train.contrastive_batch)
-    total_steps = config.train.epochs * epoch_steps
     _say(
         f"{workdir}: {len(train_split):,} clips to train on and {len(val_split):,} to validate, "
         f"{config.train.epochs} epochs of {epoch_steps:,} steps, {mesh.size} device(s)"
@@ -67,11 +66,11 @@ def main() -> None:
     session = Session(workdir, config, fingerprints, epoch_steps, train_split.window_seconds)
     _say(f"loading the base from {model.directory}")
     params, frozen = load(model, mesh)
-    optimizer = optim.make_optimizer(config.optim, total_steps)
-    learning_rate = optim.learning_rate(config.optim, total_steps)
+    optimizer = optim.make_optimizer(config.optim, session.total_steps)
+    learning_rate = optim.learning_rate(config.optim, session.total_steps)
     state = session.start(init_state(params, optimizer, config.train.seed, mesh), **counts)
     if session.is_resumed:
-        _say(f"resuming after step {session.step:,} of {total_steps:,}")
+        _say(f"resuming after step {session.step:,} of {session.total_steps:,}")
     else:
         _say("evaluating the untrained model (compiling it first)")
         zero_shot, untrained = evaluator.score_untrained(state.params, frozen)
@@ -92,7 +91,7 @@ def main() -> None:
         tokenizer,
         config,
         start_step=session.step,
-        num_steps=0 if session.is_over(session.step) else total_steps - session.step,
+        num_steps=0 if session.is_over(session.step) else session.total_steps - session.step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         train=True,

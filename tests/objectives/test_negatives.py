@@ -5,7 +5,7 @@ import pytest
 
 from tests.objectives.identities import make_identity
 from vtalign_jax.config import ObjectiveConfig
-from vtalign_jax.objectives.negatives import CLASSES, negative_weights, pair_classes
+from vtalign_jax.objectives.negatives import CLASSES, class_weights, pair_classes
 
 
 def class_of(identity, row: int = 0, column: int = 1, radius: int = 1) -> str:
@@ -71,6 +71,7 @@ def test_padding_is_no_negative_even_of_itself():
 
 def test_weights_follow_the_classes():
     identity = make_identity([0, 0, 1, -1], order=[0, 9, 0, 0], text=[0, 1, 0, 9], real=3)
-    weights = negative_weights(identity, identity, ObjectiveConfig(same_recording_weight=0.4))
+    objective = ObjectiveConfig(same_recording_weight=0.4)
+    weights = class_weights(objective)[pair_classes(identity, identity, 1)]
     expected = [[1, 0.4, 0, 0], [0.4, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
     np.testing.assert_array_equal(weights, np.float32(expected))

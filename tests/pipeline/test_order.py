@@ -7,7 +7,6 @@ from vtalign_jax.pipeline.order import (
     PADDING,
     BatchOrder,
     SequentialOrder,
-    batch_records,
     steps_per_epoch,
 )
 
@@ -57,14 +56,14 @@ def test_a_batch_is_a_pure_function_of_its_arguments():
     backwards = [order.records(step) for step in reversed(range(40))][::-1]
     np.testing.assert_array_equal(forwards, backwards)
     for step in (0, 10, 11, 39):
-        alone = batch_records(RECORDING, 0, step, "f", 32, 0.25, 4)
+        alone = BatchOrder(RECORDING, 0, "f", 32, 0.25, 4).records(step)
         np.testing.assert_array_equal(alone, forwards[step])
     copy = pickle.loads(pickle.dumps(order))
     np.testing.assert_array_equal(copy.records(17), forwards[17])
 
 
 def test_the_order_is_fixed_across_versions_of_numpy_and_machines():
-    records = batch_records(np.arange(20) // 5, 7, 1, "fingerprint", 8, 0.5, 3)
+    records = BatchOrder(np.arange(20) // 5, 7, "fingerprint", 8, 0.5, 3).records(1)
     np.testing.assert_array_equal(records, [6, 7, 8, 19, 16, 17, 13, 18])
 
 

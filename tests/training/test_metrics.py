@@ -58,15 +58,6 @@ def test_resumed_file_equals_that_of_an_uninterrupted_run(tmp_path):
     assert _lines(tmp_path / "killed") == _lines(tmp_path / "whole")
 
 
-def test_evaluation_that_is_run_again_is_not_there_twice(tmp_path):
-    _run(tmp_path / "whole", range(1, 5))
-    _run(tmp_path / "killed", range(1, 5))  # the checkpoint at 4 does not know of its evaluation
-    writer = MetricsWriter(tmp_path / "killed", restored_step=4, is_evaluated=False)
-    writer.write(4, {"val/recall@5": 4 / 7})
-    writer.close()
-    assert _lines(tmp_path / "killed") == _lines(tmp_path / "whole")
-
-
 def test_run_without_a_checkpoint_starts_anew(tmp_path):
     _run(tmp_path, range(5))
     _run(tmp_path, range(2))

@@ -54,11 +54,6 @@ def class_weights(objective: ObjectiveConfig) -> jax.Array:
     return jnp.array([1.0, objective.same_recording_weight, 0.0, 1.0, 0.0], jnp.float32)
 
 
-def negative_weights(rows: Identity, columns: Identity, objective: ObjectiveConfig) -> jax.Array:
-    """Return w: float32[Br, Bc], 1 for the positive, 0 for ignored pairs and padding."""
-    return class_weights(objective)[pair_classes(rows, columns, objective.neighbour_radius)]
-
-
 def _is_ancestor(rows: Identity, columns: Identity) -> jax.Array:
     """Return bool[Br, Bc]: the column's node is among the row's ancestors."""
     hits = rows.ancestors[:, None, :] == columns.node[None, :, None]  # [Br, Bc, A]

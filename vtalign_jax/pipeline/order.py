@@ -18,35 +18,6 @@ def steps_per_epoch(records: int, batch: int) -> int:
     return -(-records // batch)
 
 
-def batch_records(
-    recording: np.ndarray,
-    seed: int,
-    step: int,
-    fingerprint: str,
-    contrastive_batch: int,
-    grouped_fraction: float,
-    group_size: int,
-) -> np.ndarray:
-    """Return the records of one global batch; see `BatchOrder`, which caches the epoch.
-
-    Args:
-      recording: int[N], the recording of each record of the split.
-      seed: of the run.
-      step: counted from 0 over the whole run.
-      fingerprint: of the dataset.
-      contrastive_batch: rows B of a global batch.
-      grouped_fraction: share of a batch that comes in groups of one recording.
-      group_size: most clips in a group.
-
-    Returns:
-      int32[B], indices of records, -1 in padding rows, which stand last.
-    """
-    order = BatchOrder(
-        recording, seed, fingerprint, contrastive_batch, grouped_fraction, group_size
-    )
-    return order.records(step)
-
-
 class SequentialOrder:
     """The batches of an evaluation: the records in order, the last batch padded."""
 

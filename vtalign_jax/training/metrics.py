@@ -15,7 +15,6 @@ from etils import epath
 from vtalign_jax.errors import UserError
 
 FILE = "metrics.jsonl"  # inside a workdir
-EVALUATION_PREFIX = "val/"
 # The scalars that depend on the machine's speed; every other one is the same after kill and resume.
 TIMING = ("train/pairs_per_second", "train/data_wait")
 
@@ -33,7 +32,6 @@ class MetricsWriter:
         workdir: str | epath.Path,
         restored_step: int | None = None,
         *,
-        is_evaluated: bool = True,
         is_primary: bool = True,
     ):
         """Open the files.
@@ -41,8 +39,6 @@ class MetricsWriter:
         Args:
           workdir: made if absent.
           restored_step: step of the checkpoint the run goes on from; None starts the files anew.
-          is_evaluated: whether that checkpoint was saved after the evaluation due at its step; if
-            not, a row of that evaluation is dropped too, since it is run again.
           is_primary: whether this process writes.
 
         Raises:
@@ -54,7 +50,7 @@ class MetricsWriter:
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / FILE
-        _drop_later_rows(path, -1 if restored_step is None else restored_step, is_evaluated)
+        _drop_later_rows(path, -1 if restored_step is None else restored_step)
         self._file = path.open("a")
         purge = 0 if restored_step is None else restored_step + 1
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
@@ -108,16 +104,10 @@ def _parsed(path: epath.Path) -> list[tuple[dict, str]]:
     return parsed
 
 
-def _drop_later_rows(path: epath.Path, last_step: int, is_evaluated: bool) -> None:
+def _drop_later_rows(path: epath.Path, last_step: int) -> None:
     if not path.exists():
         return
-
-    def is_kept(row: dict) -> bool:
-        if row["step"] == last_step and not is_evaluated:
-            return not any(name.startswith(EVALUATION_PREFIX) for name in row)
-        return row["step"] <= last_step
-
-    kept = [line + "\n" for row, line in _parsed(path) if is_kept(row)]
+    kept = [line + "\n" for row, line in _parsed(path) if row["step"] <= last_step]
     shortened = path.with_name(path.name + ".new")
     shortened.write_text("".join(kept))
     shortened.replace(path)

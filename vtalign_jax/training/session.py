@@ -26,6 +26,7 @@ class Session:
     Attributes:
       step: steps done when this start of the run began.
       is_resumed: whether a checkpoint was found.
+      total_steps: of the whole run.
       early: the early stop's state.
       progress: the progress line.
     """
@@ -54,7 +55,7 @@ class Session:
         self.step, self.is_resumed, self.early = 0, False, EarlyStop()
         self._workdir, self._config, self._fingerprints = workdir, config, fingerprints
         self._epoch_steps, self._window_seconds = epoch_steps, window_seconds
-        self._total_steps = epoch_steps * config.train.epochs
+        self.total_steps = epoch_steps * config.train.epochs
         kept = config.train.keep_best, config.train.keep_latest
         if "://" in workdir:
             raise UserError(
@@ -100,7 +101,7 @@ class Session:
         is_primary = jax.process_index() == 0
         self._writer = MetricsWriter(self._workdir, from_step, is_primary=is_primary)
         self.progress = Progress(
-            self._total_steps,
+            self.total_steps,
             self._config.train.contrastive_batch,
             self.step,
             is_primary=is_primary,
@@ -119,7 +120,7 @@ class Session:
         Raises:
           UserError: too many updates in a row were not finite.
         """
-        if done % self._config.train.log_every_steps and done != self._total_steps:
+        if done % self._config.train.log_every_steps and done != self.total_steps:
             return
         scalars = {f"train/{name}": value for name, value in jax.device_get(metrics).items()}
         scalars |= self.progress.timing()
@@ -135,7 +136,7 @@ class Session:
     def is_evaluation_due(self, done: int) -> bool:
         """Return whether an evaluation follows this many steps."""
         every = self._epoch_steps * self._config.train.eval_every_epochs
-        return done % every == 0 or done == self._total_steps
+        return done % every == 0 or done == self.total_steps
 
     def record(self, done: int, prefix: str, scores: Mapping[str, float]) -> None:
         """Write evaluation scores as `<prefix>/<name>`."""
@@ -178,7 +179,7 @@ class Session:
 
     def is_over(self, done: int) -> bool:
         """Return whether the run has ended, by its last epoch or by the early stop."""
-        if done >= self._total_steps:
+        if done >= self.total_steps:
             return True
         train = self._config.train
         epochs = done // self._epoch_steps
@@ -188,8 +189,7 @@ class Session:
         return is_stopped and self.is_evaluation_due(done)
 
     def summary(self) -> str:
-        """Return how the run stands and the command that comes next."""
-        self._checkpoints.wait()
+        """Return how the closed run stands and the command that comes next."""
         done = self._checkpoints.latest_step()
         if not self.is_over(done):
             return f"stopped after step {done:,}, saved; the same command goes on from there"
