@@ -1,4 +1,7 @@
-"""Sets the platform, the device count and the offline switches before anything imports JAX."""
+"""Sets the platform, the device count and the offline switches before anything imports JAX.
+
+Tests of the sample data are left out where there are none, and said to be.
+"""
 
 import os
 
@@ -22,3 +25,17 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torch beside JAX, in two 
 import jax  # noqa: E402  (the variables above are read when JAX is imported)
 
 assert jax.device_count() == DEVICES, f"expected {DEVICES} CPU devices, got {jax.devices()}"
+
+from tests.samples import SAMPLES  # noqa: E402
+
+
+def pytest_report_header():
+    return f"sample data: {SAMPLES}{'' if SAMPLES.is_dir() else ' is absent, its tests are left out'}"
+
+
+def pytest_collection_modifyitems(config, items):
+    if SAMPLES.is_dir():
+        return
+    left_out = [item for item in items if item.get_closest_marker("samples")]
+    items[:] = [item for item in items if not item.get_closest_marker("samples")]
+    config.hook.pytest_deselected(items=left_out)
