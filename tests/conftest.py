@@ -30,7 +30,8 @@ from tests.samples import SAMPLES  # noqa: E402
 
 
 def pytest_report_header():
-    return f"sample data: {SAMPLES}{'' if SAMPLES.is_dir() else ' is absent, its tests are left out'}"
+    found = "" if SAMPLES.is_dir() else " is absent, its tests are left out"
+    return f"sample data: {SAMPLES}{found}"
 
 
 def pytest_collection_modifyitems(config, items):
