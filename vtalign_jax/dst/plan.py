@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from typing import Any
 
 from vtalign_jax.dst.layouts import LAYOUTS, Finder, check_roots
 from vtalign_jax.dst.nodes import Skip, Video
@@ -65,7 +64,7 @@ class Plan:
       skips: what is left out already.
       dropped: clips removed from train because of leakage.
       warnings: one sentence each.
-      fingerprint: hex SHA-256 over settings, sources, clip ids, texts and times.
+      fingerprint: hex SHA-256 over the keys of the jobs.
     """
 
     jobs: dict[str, list[Job]]
@@ -144,7 +143,7 @@ def make_plan(settings: Settings) -> Plan:
         skips=skips + find_skips,
         dropped=sum(is_chosen(node, levels) for video in dropped for node in video.nodes),
         warnings=warnings + find_warnings,
-        fingerprint=_fingerprint(settings, jobs),
+        fingerprint=_fingerprint(jobs),
     )
 
 
@@ -191,22 +190,7 @@ def _no_frames(videos: list[Video], skips: list[Skip], finder: Finder) -> str:
     return f"no frames for uid {first.uid}; {first.detail}; {finder.suggestion(lost)}"
 
 
-def _fingerprint(settings: Settings, jobs: dict[str, list[Job]]) -> str:
+def _fingerprint(jobs: dict[str, list[Job]]) -> str:
     """Hash what decides the records: not where the files lie, but what they are."""
-    content: dict[str, Any] = {
-        "format": 1,  # to be raised whenever the same plan gives other records
-        "image_size": settings.image_size,
-        "splits": {
-            split: [
-                (
-                    (job.source.name, job.source.num_bytes, job.source.fit, job.source.rotate),
-                    job.source.source_fps,
-                    bool(job.source.video_path),
-                    [dataclasses.astuple(pair) for pair in job.pairs],
-                )
-                for job in split_jobs
-            ]
-            for split, split_jobs in jobs.items()
-        },
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    keys = {split: [job.key() for job in split_jobs] for split, split_jobs in jobs.items()}
+    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()

@@ -1,7 +1,11 @@
 """Pairs and a frame source -> records, as the TFDS builder stores them."""
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
+
+import pyarrow as pa
 
 from vtalign_jax.dst.faults import FrameError, FrameFault
 from vtalign_jax.dst.frames import FrameSource, open_source
@@ -12,6 +16,20 @@ from vtalign_jax.dst.pairs import Pair
 from vtalign_jax.dst.tree import SLACK_SECONDS
 
 PAIRS_A_JOB = 64  # bounds the memory of a worker, however long the video
+
+_FORMAT = 2  # to be raised whenever the same job gives other records
+
+SCHEMA = pa.schema(  # of a record, its frames apart
+    [
+        *[(name, pa.string()) for name in ("clip_id", "text", "parent_text", "level", "node_id")],
+        *[(name, pa.string()) for name in ("uid", "recording_id", "dataset", "text_key")],
+        *[(name, pa.float64()) for name in ("window_start", "window_end")],
+        *[(name, pa.float64()) for name in ("node_start", "node_end", "video_duration")],
+        ("order", pa.int64()),
+        ("frame_times", pa.list_(pa.float64())),
+        ("ancestor_ids", pa.list_(pa.string())),
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +45,14 @@ class Job:
     pairs: tuple[Pair, ...]
     source: Source
     image_size: int
+
+    def key(self) -> str:
+        """Return 32 hex digits over all that decides the records: not where files lie, but what."""
+        source = dataclasses.asdict(self.source)
+        source |= {"path": "", "video_path": bool(self.source.video_path)}
+        pairs = [list(vars(pair).values()) for pair in self.pairs]
+        content = json.dumps([_FORMAT, self.image_size, source, pairs], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 @dataclasses.dataclass(frozen=True)
