@@ -72,7 +72,7 @@ def test_the_frame_rate_comes_from_the_annotation_then_the_flag_then_is_assumed(
     assert _find(tmp_path, "v", source_fps=60.0)[0].source_fps == 60.0
     source, _, warning = _find(tmp_path, "v")
     assert source.source_fps == ASSUMED_FPS
-    assert "v is taken to be 30" in warning
+    assert "taken to be 30" in warning
 
 
 def test_missing_frames_name_what_was_tried_and_the_layout_that_would_help(tmp_path):

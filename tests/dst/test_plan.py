@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from vtalign_jax.dst.nodes import Remark
 from vtalign_jax.dst.plan import Settings, make_plan
 from vtalign_jax.errors import UserError
 
@@ -71,7 +72,7 @@ def test_leakage_is_an_error_or_dropped_and_counted(make):
 def test_val_and_test_may_share_a_recording_with_a_warning(make):
     files = {"val.json": [_row("r__1")], "test.json": [_row("r__2")], "train.json": [_row("s")]}
     plan = make(files, ["r__1", "r__2", "s"])
-    assert plan.warnings == ["1 recording(s) stand in val and in test"]
+    assert plan.warnings == [Remark("", "", "recording(s) stand in val and in test", "1")]
 
 
 def test_limit_videos_takes_from_each_split_in_turn_those_that_have_frames(make):
@@ -83,7 +84,8 @@ def test_limit_videos_takes_from_each_split_in_turn_those_that_have_frames(make)
     plan = make(files, videos, limit_videos=3)
     assert _uids(plan) == {"train": ["a2"], "val": ["b0", "b1"]}
     assert plan.skips == []
-    assert plan.warnings == ["--limit_videos passed over 2 uid(s) without frames"]
+    reason = "--limit_videos passed over uid(s) without frames"
+    assert plan.warnings == [Remark("", "", reason, "2")]
 
 
 def test_the_fingerprint_follows_what_decides_the_records(make, tmp_path):

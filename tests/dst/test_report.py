@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from vtalign_jax.dst import report
-from vtalign_jax.dst.nodes import Skip
+from vtalign_jax.dst.nodes import Remark, Skip
 from vtalign_jax.errors import UserError
 
 SKIPS = [Skip("v", "", "no frames", "tried x", 3), Skip("w", "S1", "empty text")]
@@ -57,9 +57,10 @@ def test_skips_are_written_one_object_a_line(tmp_path):
 
 
 def test_each_kind_of_warning_is_printed_once_with_examples(capsys):
-    report.print_warnings([f"child outside: v S{n}" for n in range(5)] + ["something else"])
+    remarks = [Remark("v", f"S{n}", "child outside", "by 2.00 s") for n in range(5)]
+    report.print_warnings([*remarks, Remark("", "", "something else")])
     assert capsys.readouterr().out.splitlines() == [
-        "warning: child outside (5 times): v S0; v S1; v S2",
+        "warning: child outside (5 times): v S0 by 2.00 s; v S1 by 2.00 s; v S2 by 2.00 s",
         "warning: something else",
     ]
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from vtalign_jax.dst.nodes import Remark
 from vtalign_jax.dst.readers import RawNode, RawVideo
 from vtalign_jax.dst.tree import build_videos, parse_seconds
 
@@ -129,7 +130,7 @@ def test_a_child_outside_its_parent_is_kept_with_a_warning_beyond_the_slack():
         _node("S1", 1.0, 4.0, level="step"), _node("S1.a", 3.0, 4.1), _node("S1.b", 3.0, 8.0)
     )
     assert len(checked.videos[0].nodes) == 3
-    assert checked.warnings == ["child outside its parent: v S1.b by 4.00 s"]
+    assert checked.warnings == [Remark("v", "S1.b", "child outside its parent", "by 4.00 s")]
 
 
 def test_markup_in_a_text_is_kept_with_a_warning():
@@ -137,4 +138,6 @@ def test_markup_in_a_text_is_kept_with_a_warning():
         _node("S1", name="<script>alert(1)</script> attach"), _node("S2", name="a < b")
     )
     assert len(checked.videos[0].nodes) == 2
-    assert len(checked.warnings) == 1
+    assert [(remark.node_id, remark.reason) for remark in checked.warnings] == [
+        ("S1", "markup in the text")
+    ]

@@ -110,7 +110,7 @@ class Finder:
             fps = video.source_fps or self.source_fps
             warning = ""
             if not found_video and not fps:
-                warning = f"frame rate of {video.uid} is taken to be {ASSUMED_FPS:g} (--source_fps)"
+                warning = f"frame rate taken to be {ASSUMED_FPS:g} (--source_fps)"
             source = Source(
                 "arrow",
                 *found_arrow,

@@ -55,7 +55,7 @@ class Skip:
 
     Attributes:
       uid: the video ("" if the row does not say).
-      node_id: the node, "" if the whole video is left out.
+      node_id: the node, "" if the whole video or a row without an id is left out.
       reason: short and without values, so that equal reasons can be counted.
       detail: the values.
       clips: how many clips are lost by it.
@@ -66,3 +66,20 @@ class Skip:
     reason: str
     detail: str = ""
     clips: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    """Something that was kept and looks wrong: a warning.
+
+    Attributes:
+      uid: the video ("" if it is about several).
+      node_id: the node, "" if it is about the whole video.
+      reason: short and without values, so that equal reasons can be counted.
+      detail: the values.
+    """
+
+    uid: str
+    node_id: str
+    reason: str
+    detail: str = ""

@@ -5,7 +5,7 @@ import hashlib
 import json
 
 from vtalign_jax.dst.layouts import LAYOUTS, Finder, check_roots
-from vtalign_jax.dst.nodes import Skip, Video
+from vtalign_jax.dst.nodes import Remark, Skip, Video
 from vtalign_jax.dst.pairs import is_chosen, make_pairs, parse_levels
 from vtalign_jax.dst.readers import expand_paths, read_annotations
 from vtalign_jax.dst.records import Job, make_jobs
@@ -63,7 +63,7 @@ class Plan:
       settings: as given.
       skips: what is left out already.
       dropped: clips removed from train because of leakage.
-      warnings: one sentence each.
+      warnings: what is kept and looks wrong.
       fingerprint: hex SHA-256 over the keys of the jobs.
     """
 
@@ -71,7 +71,7 @@ class Plan:
     settings: Settings
     skips: list[Skip]
     dropped: int
-    warnings: list[str]
+    warnings: list[Remark]
     fingerprint: str
 
     @property
@@ -127,7 +127,7 @@ def make_plan(settings: Settings) -> Plan:
         assign_splits(checked.videos, settings.val_fraction), settings.on_leakage
     )
     if shared:
-        warnings.append(f"{shared} recording(s) stand in val and in test")
+        warnings.append(Remark("", "", "recording(s) stand in val and in test", str(shared)))
     finder = Finder(
         roots, settings.layout, settings.fit, settings.rotate, settings.source_fps or None
     )
@@ -149,7 +149,7 @@ def make_plan(settings: Settings) -> Plan:
 
 def _find_frames(
     videos: list[Video], finder: Finder, settings: Settings, levels: tuple[str, ...]
-) -> tuple[dict[str, list[Job]], list[Skip], list[str]]:
+) -> tuple[dict[str, list[Job]], list[Skip], list[Remark]]:
     """Return the jobs of the videos that have frames, up to `limit_videos`."""
     jobs: dict[str, list[Job]] = {}
     skips, warnings, taken = [], [], 0
@@ -165,10 +165,11 @@ def _find_frames(
             skips.append(Skip(video.uid, "", "no frames", detail, len(pairs)))
             continue
         taken += 1
-        warnings += [warning] if warning else []
+        warnings += [Remark(video.uid, "", warning)] if warning else []
         jobs.setdefault(video.split, []).extend(make_jobs(pairs, source, settings.image_size))
     if settings.limit_videos and skips:
-        warnings.append(f"--limit_videos passed over {len(skips)} uid(s) without frames")
+        reason = "--limit_videos passed over uid(s) without frames"
+        warnings.append(Remark("", "", reason, str(len(skips))))
         skips = [] if taken else skips
     return {split: jobs[split] for split in SPLITS if split in jobs}, skips, warnings
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import tqdm
 from etils import epath
 
-from vtalign_jax.dst.nodes import Skip
+from vtalign_jax.dst.nodes import Remark, Skip
 from vtalign_jax.errors import UserError
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -88,12 +88,12 @@ def count_reasons(skips: list[Skip]) -> list[tuple[str, int]]:
     return counts.most_common()
 
 
-def print_warnings(warnings: list[str]) -> None:
-    """Print each kind of warning (the words before the first colon) once, with examples."""
+def print_warnings(warnings: list[Remark]) -> None:
+    """Print each kind of warning once, with examples."""
     kinds: dict[str, list[str]] = {}
     for warning in warnings:
-        kind, _, example = warning.partition(": ")
-        kinds.setdefault(kind, []).append(example)
+        example = " ".join(filter(None, (warning.uid, warning.node_id, warning.detail)))
+        kinds.setdefault(warning.reason, []).append(example)
     for kind, examples in kinds.items():
         shown = "; ".join(filter(None, examples[:_EXAMPLES]))
         times = f" ({len(examples)} times)" if len(examples) > 1 else ""

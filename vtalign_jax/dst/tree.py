@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from vtalign_jax.dst.identity import is_safe_uid
-from vtalign_jax.dst.nodes import LEVELS, Node, Skip, Video
+from vtalign_jax.dst.nodes import LEVELS, Node, Remark, Skip, Video
 from vtalign_jax.dst.readers import RawNode, RawVideo
 
 SLACK_SECONDS = 0.1  # a child may stick out of its parent by this much without a warning
@@ -23,12 +23,12 @@ class Checked:
     Attributes:
       videos: one a (uid, split), in the order of the files.
       skips: what was left out.
-      warnings: what was kept and looks wrong, one sentence each.
+      warnings: what was kept and looks wrong.
     """
 
     videos: list[Video]
     skips: list[Skip]
-    warnings: list[str]
+    warnings: list[Remark]
 
 
 def parse_seconds(value: Any) -> float:
@@ -78,7 +78,7 @@ def build_videos(rows: list[RawVideo]) -> Checked:
     return Checked(videos, skips, warnings)
 
 
-def _build_video(rows: list[RawVideo]) -> tuple[Video, list[Skip], list[str]]:
+def _build_video(rows: list[RawVideo]) -> tuple[Video, list[Skip], list[Remark]]:
     """Merge the rows of one uid: equal nodes once, a second node of another content is left out."""
     uid = rows[0].uid
     kept: dict[str, Node] = {}
@@ -150,14 +150,15 @@ def _parse_fps(value: Any) -> float | None:
     return fps if fps > 0 else None
 
 
-def _warnings(uid: str, nodes: tuple[Node, ...]) -> list[str]:
+def _warnings(uid: str, nodes: tuple[Node, ...]) -> list[Remark]:
     by_id = {node.node_id: node for node in nodes}
     warnings = []
     for node in nodes:
         if _MARKUP.search(node.name):
-            warnings.append(f"markup in the text: {uid} {node.node_id} {node.name!r}")
+            warnings.append(Remark(uid, node.node_id, "markup in the text", repr(node.name)))
         parent = by_id[node.ancestor_ids[-1]] if node.ancestor_ids else node
         outside = max(parent.start - node.start, node.end - parent.end)
         if outside > SLACK_SECONDS:
-            warnings.append(f"child outside its parent: {uid} {node.node_id} by {outside:.2f} s")
+            detail = f"by {outside:.2f} s"
+            warnings.append(Remark(uid, node.node_id, "child outside its parent", detail))
     return warnings
