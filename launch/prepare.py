@@ -12,7 +12,13 @@ import os
 from absl import flags, logging
 from etils import epath
 
-from data.dst_clips.write import dataset_path, existing_fingerprint, write_dataset
+from data.dst_clips.write import (
+    Listeners,
+    Machines,
+    dataset_path,
+    existing_fingerprint,
+    write_dataset,
+)
 from vtalign_jax import commandline
 from vtalign_jax.dst import report
 from vtalign_jax.dst.nodes import Skip
@@ -37,6 +43,8 @@ flags.DEFINE_float("max_skipped", 0.05, "Share of the clips that may be left out
 flags.DEFINE_string("on_leakage", _DEFAULT.on_leakage, "error, or drop from train.")
 flags.DEFINE_float("val_fraction", _DEFAULT.val_fraction, "Recordings for val if none is given.")
 flags.DEFINE_integer("workers", 0, "Decoding processes; 0: one a core.")
+flags.DEFINE_string("beam_runner", "", "Render on this Apache Beam runner, such as DirectRunner.")
+flags.DEFINE_list("beam_options", "", "Options of the pipeline: name=value,... (Beam's own names).")
 flags.DEFINE_boolean("overwrite", False, "Replace another dataset that stands below --out.")
 
 
@@ -53,7 +61,7 @@ def main() -> None:
     if _is_done(plan, args.out, args.overwrite):
         print(f"{dataset_path(args.out)} holds exactly this already, nothing to do")
     else:
-        _write(plan, args.out, args.max_skipped, args.workers or os.cpu_count() or 1)
+        _write(plan, args.out, args.max_skipped, _machines())
     print(f"next: python launch/train.py --config=configs/pretrain.py --config.data.dir={args.out}")
 
 
@@ -70,7 +78,16 @@ def _is_done(plan: Plan, out: str, overwrite: bool) -> bool:
     return True
 
 
-def _write(plan: Plan, out: str, max_skipped: float, workers: int) -> None:
+def _machines() -> Machines:
+    args = flags.FLAGS
+    if args.workers < 0:
+        raise UserError(f"--workers must be 0 or more, got {args.workers}")
+    if args.beam_options and not args.beam_runner:
+        raise UserError("--beam_options go with --beam_runner; name one, such as DirectRunner")
+    return Machines(args.workers or os.cpu_count() or 1, args.beam_runner, tuple(args.beam_options))
+
+
+def _write(plan: Plan, out: str, max_skipped: float, machines: Machines) -> None:
     skipped = epath.Path(out) / "skipped.jsonl"
 
     def check_skips(skips: list[Skip], taken: int) -> None:
@@ -85,19 +102,16 @@ def _write(plan: Plan, out: str, max_skipped: float, workers: int) -> None:
         where = f"{plan.settings.annotations} at --levels={plan.settings.levels}"
         raise UserError(f"no usable node in {where}; see {skipped}")
     videos = len({job.source.path for jobs in plan.jobs.values() for job in jobs})
-    print(f"rendering {plan.num_clips} clips of {videos} videos, {workers} process(es)", flush=True)
+    where = machines.beam_runner or f"{machines.workers} process(es)"
+    print(f"rendering {plan.num_clips} clips of {videos} videos, {where}", flush=True)
     progress = report.ProgressLine(plan.num_clips, "prepare")
-    written = write_dataset(
-        plan,
-        out,
-        workers,
-        lambda job, done: progress.advance(len(done.records), len(done.skips)),
-        progress.say,
-        check_skips,
-    )
-    progress.close()
-    print(report.closing_table(written.tables, written.skips, plan.dropped))
-    print(f"wrote {written.path} ({written.num_bytes / 1e6:.1f} MB), skipped clips in {skipped}")
+    listeners = Listeners(progress.advance, progress.say, check_skips)
+    try:
+        written = write_dataset(plan, out, machines, listeners)
+    finally:
+        progress.close()
+    print(report.closing_table(written.tables, written.num_bytes, written.skips, plan.dropped))
+    print(f"wrote {written.path}, skipped clips in {skipped}")
 
 
 if __name__ == "__main__":

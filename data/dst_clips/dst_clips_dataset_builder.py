@@ -1,30 +1,22 @@
-"""TFDS builder of clip-text pairs: ArrayRecord written and read without TensorFlow."""
+"""TFDS builder of clip-text pairs: ArrayRecord written and read without TensorFlow.
 
-import collections
-import concurrent.futures
-import contextlib
-import itertools
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator
+The same builder runs in one process, over jobs that a pool has rendered, and as an Apache Beam
+pipeline whose workers render them. Both give the same records in the same order.
+"""
+
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Plan
-from vtalign_jax.dst.records import Job, Rendered, render
-from vtalign_jax.errors import UserError
-
-Progress = Callable[[Job, Rendered], None]
-Say = Callable[[str], None]
-
-_JOBS_IN_FLIGHT = 3 * (os.cpu_count() or 1)  # slow jobs must not let the others wait
+from vtalign_jax.dst.records import Job
+from vtalign_jax.dst.rendered import read_records, render_into
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Renders the jobs of a plan and stores their records.
+    """Stores the records of a plan.
 
     A record's frames are the valid ones only, in time order, as JPEG bytes of the plan's size.
     """
@@ -35,22 +27,19 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self,
         *,
         plan: Plan | None = None,
-        pool: concurrent.futures.Executor | None = None,
-        progress: Progress = lambda job, rendered: None,
-        say: Say = lambda line: None,
+        folder: str = "",
+        is_on_beam: bool = False,
         **kwargs: Any,
     ) -> None:
         """Make the builder.
 
         Args:
           plan: what to write; None if the dataset exists already.
-          pool: where the jobs are rendered; None renders them in this process.
-          progress: called after each job.
-          say: called with what begins now.
+          folder: where the rendered jobs are, or with Beam will be; see `dst.rendered`.
+          is_on_beam: render in a Beam pipeline; TFDS runs it on `DownloadConfig.beam_runner`.
           **kwargs: `data_dir` and whatever else TFDS takes.
         """
-        self._plan, self._pool, self._progress, self._say = plan, pool, progress, say
-        self.skips: list[Skip] = []
+        self._plan, self._folder, self._is_on_beam = plan, folder, is_on_beam
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -82,47 +71,27 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             )
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterable[tuple[str, dict]]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager
-        return {split: self._generate_examples(split) for split in self._plan.jobs}
+        generate = self._pipeline if self._is_on_beam else self._generate_examples
+        return {split: generate(jobs) for split, jobs in self._plan.jobs.items()}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        jobs = self._plan.jobs[split]
-        written = 0
-        for job, rendered in zip(jobs, render_all(jobs, self._pool), strict=True):
-            self.skips += rendered.skips
-            self._progress(job, rendered)
-            for record in rendered.records:
-                written += 1
-                yield record["clip_id"], record
-        if not written:
-            why = collections.Counter(skip.reason for skip in self.skips).most_common(1)
-            raise UserError(f"no clip of split {split} has frames ({why[0][0]}); see skipped.jsonl")
-        self._say(f"writing the {written} records of {split}")
+    def _generate_examples(self, jobs: Iterable[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for job in jobs:
+            yield from _examples(job, self._folder)
+
+    def _pipeline(self, jobs: list[Job]) -> Any:
+        """Return a PTransform; neither the builder nor the plan travels with it."""
+        beam = tfds.core.lazy_imports.apache_beam
+        spread = beam.Create(jobs, reshuffle=False) | beam.Reshuffle()
+        return spread | beam.FlatMap(_rendered_examples, folder=self._folder)
 
 
-@contextlib.contextmanager
-def make_pool(workers: int) -> Iterator[concurrent.futures.Executor | None]:
-    """Give a process pool, or None for one worker, whose work is done in this process."""
-    if workers <= 1:
-        yield None
-        return
-    context = multiprocessing.get_context("spawn")  # fork and threads do not mix
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _rendered_examples(job: Job, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    render_into(folder, job)
+    yield from _examples(job, folder)
 
 
-def render_all(jobs: list[Job], pool: concurrent.futures.Executor | None) -> Iterator[Rendered]:
-    """Yield the rendered jobs in order; a bounded number of them is held at any moment."""
-    if pool is None:
-        yield from map(render, jobs)
-        return
-    waiting = iter(jobs)
-    first = itertools.islice(waiting, _JOBS_IN_FLIGHT)
-    queue = collections.deque(pool.submit(render, job) for job in first)
-    while queue:
-        yield queue.popleft().result()
-        queue.extend(pool.submit(render, job) for job in itertools.islice(waiting, 1))
+def _examples(job: Job, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for record in read_records(folder, job):
+        yield record["clip_id"], record

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,27 +13,49 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data.dst_clips.dst_clips_dataset_builder import Builder, Progress, Say, make_pool
+from data.dst_clips.dst_clips_dataset_builder import Builder
+from data.dst_clips.render import make_pool, render_all
 from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Plan
+from vtalign_jax.dst.records import SCHEMA, Job
+from vtalign_jax.dst.rendered import keep_reusable, read_result
+from vtalign_jax.errors import UserError
 
 NAME, VERSION = "dst_clips", "1.0.0"
 STRATEGY = "center"
 
 _ROWS_A_BATCH = 1024
-_STRINGS, _DOUBLES = pa.list_(pa.string()), pa.list_(pa.float64())
-_SCHEMA = pa.schema(
-    [
-        *[(name, pa.string()) for name in ("clip_id", "text", "parent_text", "level", "node_id")],
-        *[(name, pa.string()) for name in ("uid", "recording_id", "dataset", "text_key")],
-        *[(name, pa.float64()) for name in ("window_start", "window_end")],
-        *[(name, pa.float64()) for name in ("node_start", "node_end", "video_duration")],
-        ("order", pa.int64()),
-        ("num_frames", pa.int64()),
-        ("frame_times", _DOUBLES),
-        ("ancestor_ids", _STRINGS),
-    ]
-)
+_SCHEMA = SCHEMA.append(pa.field("num_frames", pa.int64()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Machines:
+    """Where the jobs are rendered.
+
+    Attributes:
+      workers: decoding processes on this machine; 1 for none but this.
+      beam_runner: name of an Apache Beam runner that renders and writes instead, or "".
+      beam_options: the pipeline's options, `name=value` each.
+    """
+
+    workers: int = 1
+    beam_runner: str = ""
+    beam_options: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Listeners:
+    """Whom `write_dataset` tells what.
+
+    Attributes:
+      progress: gets the records written and the pairs left out by each job.
+      say: gets a line on what begins now.
+      check_skips: gets all skips and the number of clips written; raises to refuse.
+    """
+
+    progress: Callable[[int, int], None] = lambda taken, skipped: None
+    say: Callable[[str], None] = lambda line: None
+    check_skips: Callable[[list[Skip], int], None] = lambda skips, taken: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +66,13 @@ class Written:
       path: the dataset's directory.
       tables: by split, the identity table of its records.
       skips: what was left out, the plan's own skips included.
-      num_bytes: size of the records.
+      num_bytes: size of the records, by split.
     """
 
     path: epath.Path
     tables: dict[str, pa.Table]
     skips: list[Skip]
-    num_bytes: int
+    num_bytes: dict[str, int]
 
 
 def dataset_path(out: str) -> epath.Path:
@@ -67,65 +91,127 @@ def existing_fingerprint(out: str) -> str | None:
         return ""
 
 
-def write_dataset(
-    plan: Plan,
-    out: str,
-    workers: int,
-    progress: Progress,
-    say: Say,
-    check_skips: Callable[[list[Skip], int], None],
-) -> Written:
+def write_dataset(plan: Plan, out: str, machines: Machines, listeners: Listeners) -> Written:
     """Render the plan and write the dataset; it gets its final name as the very last thing.
+
+    What is rendered stays below `out` until then, so that the same call goes on from there.
 
     Args:
       plan: what to write.
       out: a TFDS data directory.
-      workers: processes that decode.
-      progress: called after each job.
-      say: called with what begins now.
-      check_skips: called with all skips and the number of clips written; raises to refuse.
+      machines: where to render.
+      listeners: whom to tell.
 
     Raises:
-      UserError: a split without clips, or whatever `check_skips` raises.
+      UserError: a split without clips, Beam is wanted and absent, or what `check_skips` raises.
     """
-    final = dataset_path(out)
-    with _staging(epath.Path(out)) as staging:
-        with make_pool(workers) as pool:
-            builder = Builder(
-                plan=plan, pool=pool, progress=progress, say=say, data_dir=str(staging)
-            )
-            _download_and_prepare(builder)
-        say("reading the records back")
+    final, staging = dataset_path(out), epath.Path(out) / f".{NAME}.incomplete"
+    rendered = staging / "rendered"
+    rendered.mkdir(parents=True, exist_ok=True)
+    if reused := keep_reusable(str(rendered), _jobs(plan)):
+        listeners.say(f"{reused} of {len(_jobs(plan))} parts are rendered already")
+    with _emptied(staging / "tfds") as data_dir:
+        write = _write_on_beam if machines.beam_runner else _write_here
+        builder, skips = write(plan, str(rendered), str(data_dir), machines, listeners)
+        listeners.say("reading the records back")
         made = epath.Path(builder.data_path)
         tables = {split: _write_table(builder, split, made) for split in plan.jobs}
-        skips = plan.skips + builder.skips
-        check_skips(skips, sum(table.num_rows for table in tables.values()))
-        num_bytes = sum(info.num_bytes for info in builder.info.splits.values())
+        num_bytes = {split: builder.info.splits[split].num_bytes for split in plan.jobs}
         content = json.dumps(_description(plan, tables, skips, num_bytes), indent=1)
         (made / "prepare.json").write_text(content + "\n")
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
-            final.rmtree()
+            final.rename(staging / "replaced")
         made.rename(final)
+    staging.rmtree()
     return Written(final, tables, skips, num_bytes)
 
 
-@contextlib.contextmanager
-def _staging(out: epath.Path) -> Iterator[epath.Path]:
-    """Give a directory beside the final one, and remove it and its remains of a killed run."""
-    staging = out / f".{NAME}.incomplete"
-    if staging.exists():
-        staging.rmtree()
+def _jobs(plan: Plan) -> list[Job]:
+    return list(itertools.chain.from_iterable(plan.jobs.values()))
+
+
+def _write_here(
+    plan: Plan, rendered: str, data_dir: str, machines: Machines, listeners: Listeners
+) -> tuple[Builder, list[Skip]]:
+    """Render every job with this machine's processes, then write the records in this one."""
+    with make_pool(machines.workers) as pool:
+        for taken, left_out in render_all(_jobs(plan), rendered, pool):
+            listeners.progress(taken, len(left_out))
+    skips = _settle(plan, rendered, listeners)
+    listeners.say("writing the records")
+    builder = Builder(plan=plan, folder=rendered, data_dir=data_dir)
+    _download_and_prepare(builder, tfds.download.DownloadConfig())
+    return builder, skips
+
+
+def _write_on_beam(
+    plan: Plan, rendered: str, data_dir: str, machines: Machines, listeners: Listeners
+) -> tuple[Builder, list[Skip]]:
+    """Render the jobs and write the records in one pipeline."""
+    config = tfds.download.DownloadConfig(
+        beam_runner=machines.beam_runner, beam_options=_pipeline_options(machines.beam_options)
+    )
+    listeners.say(f"rendering and writing on Apache Beam's {machines.beam_runner}")
+    builder = Builder(plan=plan, folder=rendered, is_on_beam=True, data_dir=data_dir)
     try:
-        yield staging
+        _download_and_prepare(builder, config)
+    except Exception:
+        with contextlib.suppress(OSError):  # not all is rendered: it failed otherwise
+            _settle(plan, rendered, listeners)  # a split is empty
+        raise
+    return builder, _settle(plan, rendered, listeners)
+
+
+def _settle(plan: Plan, folder: str, listeners: Listeners) -> list[Skip]:
+    """Return what is left out of the dataset, once every job is rendered.
+
+    Raises:
+      UserError: nothing is left of a split, or `check_skips` refuses.
+    """
+    skips, taken = list(plan.skips), dict.fromkeys(plan.jobs, 0)
+    for split, jobs in plan.jobs.items():
+        for job in jobs:
+            records, left_out = read_result(folder, job)
+            taken[split] += records
+            skips += left_out
+    listeners.check_skips(skips, sum(taken.values()))
+    for split, records in taken.items():
+        if not records:
+            raise UserError(
+                f"no clip of split {split} has frames ({skips[-1].reason}); see skipped.jsonl"
+            )
+    return skips
+
+
+@contextlib.contextmanager
+def _emptied(folder: epath.Path) -> Iterator[epath.Path]:
+    """Give a folder without the remains of a killed run, and remove it."""
+    if folder.exists():
+        folder.rmtree()
+    try:
+        yield folder
     finally:
-        if staging.exists():
-            staging.rmtree()
+        if folder.exists():
+            folder.rmtree()
 
 
-def _download_and_prepare(builder: Builder) -> None:
+def _pipeline_options(options: tuple[str, ...]) -> Any:
+    logging.disable(logging.WARNING)  # while Beam tells which of its clouds are not installed
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError(
+            "--beam_runner needs Apache Beam, which is not installed: pip install -e '.[beam]'"
+        ) from None
+    finally:
+        logging.disable(logging.NOTSET)
+    return PipelineOptions(flags=[f"--{option}" for option in options])
+
+
+def _download_and_prepare(builder: Builder, config: tfds.download.DownloadConfig) -> None:
     tfds.disable_progress_bar()
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    config.try_download_gcs = False
     with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads that never happen
         builder.download_and_prepare(download_config=config)
 
@@ -164,7 +250,7 @@ def _plain(value: Any) -> Any:
 
 
 def _description(
-    plan: Plan, tables: dict[str, pa.Table], skips: list[Skip], num_bytes: int
+    plan: Plan, tables: dict[str, pa.Table], skips: list[Skip], num_bytes: dict[str, int]
 ) -> dict[str, Any]:
     settings = plan.settings
     sources = {(job.source.fit, job.source.rotate) for jobs in plan.jobs.values() for job in jobs}
@@ -180,5 +266,5 @@ def _description(
         "rotate": sorted({rotate for _, rotate in sources}),
         "counts": {split: table.num_rows for split, table in tables.items()},
         "skipped_clips": sum(skip.clips for skip in skips),
-        "num_bytes": num_bytes,
+        "num_bytes": sum(num_bytes.values()),
     }

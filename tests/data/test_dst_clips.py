@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,19 +8,27 @@ import pyarrow as pa
 import pytest
 import tensorflow_datasets as tfds
 
-from data.dst_clips.dst_clips_dataset_builder import make_pool, render_all
-from data.dst_clips.write import dataset_path, existing_fingerprint, write_dataset
+from data.dst_clips import render
+from data.dst_clips.write import (
+    Listeners,
+    Machines,
+    dataset_path,
+    existing_fingerprint,
+    write_dataset,
+)
 from tests.index_video import constant_ticks, write_video
 from vtalign_jax.dst.plan import Settings, make_plan
 from vtalign_jax.errors import UserError
 
 
-def _accept(skips, taken):
-    del skips, taken
+def _write(plan, out, machines=None, **listeners):
+    return write_dataset(plan, str(out), machines or Machines(), Listeners(**listeners))
 
 
-def _ignore(*arguments):
-    del arguments
+def _raw_records(directory, split):
+    """Return the records of a split as stored, in order."""
+    source = tfds.builder_from_directory(str(directory)).as_data_source(split).data_source
+    return [source[n] for n in range(len(source))]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +52,7 @@ def plan(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(plan, tmp_path_factory):
-    return write_dataset(plan, str(tmp_path_factory.mktemp("out")), 1, _ignore, _ignore, _accept)
+    return _write(plan, tmp_path_factory.mktemp("out"))
 
 
 def test_the_dataset_reads_back_through_tfds(written):
@@ -90,36 +99,158 @@ def test_skips_and_description_are_complete(plan, written):
     assert (described["window_seconds"], described["strategy"]) == (4.0, "center")
 
 
-def test_a_process_pool_gives_the_same_records_in_the_same_order(plan):
-    jobs = plan.jobs["train"] * 4
-    with make_pool(1) as none, make_pool(2) as pool:
-        alone, together = list(render_all(jobs, none)), list(render_all(jobs, pool))
-    assert none is None
-    assert len(together) == len(jobs)
-    assert [rendered.records for rendered in together] == [done.records for done in alone]
+def test_a_process_pool_gives_the_same_results_in_the_same_order(plan, tmp_path):
+    jobs = plan.jobs["train"] + plan.jobs["val"]
+    results = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        with render.make_pool(workers) as pool:
+            assert (pool is None) == (workers == 1)
+            results.append(list(render.render_all(jobs, str(folder), pool)))
+    assert results[0] == results[1]
+    assert [taken for taken, _ in results[0]] == [7, 7, 7]
+    assert all(
+        (tmp_path / "1" / path.name).read_bytes() == path.read_bytes()
+        for path in (tmp_path / "2").iterdir()
+    )
 
 
-def test_a_refusal_leaves_nothing_under_the_final_name(plan, tmp_path):
-    seen = []
+@pytest.mark.parametrize(
+    "machines", [Machines(workers=2), Machines(beam_runner="DirectRunner")], ids=["pool", "beam"]
+)
+def test_a_pool_and_a_beam_pipeline_write_the_same_records(plan, written, tmp_path, machines):
+    other = _write(plan, tmp_path, machines)
+    assert other.skips == written.skips
+    for split in plan.jobs:
+        assert _raw_records(other.path, split) == _raw_records(written.path, split)
+        assert other.tables[split].equals(written.tables[split])
+    assert other.num_bytes == written.num_bytes
+    described = [json.loads((made.path / "prepare.json").read_text()) for made in (other, written)]
+    assert described[0] == described[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["dst_clips"]
+
+
+def test_a_beam_pipeline_takes_options_and_refuses_like_the_pool(plan, tmp_path):
+    machines = Machines(beam_runner="DirectRunner", beam_options=("direct_num_workers=1",))
+
+    def refuse(skips, taken):
+        raise UserError(f"{len(skips)} of {taken}")
+
+    with pytest.raises(UserError, match="3 of 21"):
+        _write(plan, tmp_path, machines, check_skips=refuse)
+    assert existing_fingerprint(str(tmp_path)) is None
+    with pytest.raises(UserError, match="no clip of split val"):
+        _write(_without_val(plan), tmp_path, machines)
+
+
+def test_beam_that_is_not_installed_is_said_with_the_remedy(plan, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[beam\]'"):
+        _write(plan, tmp_path, Machines(beam_runner="DirectRunner"))
+
+
+def test_a_refusal_comes_before_writing_and_leaves_nothing_under_the_final_name(plan, tmp_path):
+    seen, said = [], []
 
     def refuse(skips, taken):
         seen.append((len(skips), taken))
         raise UserError("too many")
 
     with pytest.raises(UserError, match="too many"):
-        write_dataset(plan, str(tmp_path), 1, _ignore, _ignore, refuse)
+        _write(plan, tmp_path, check_skips=refuse, say=said.append)
     assert seen == [(3, 21)]
-    assert list(tmp_path.iterdir()) == []
+    assert "writing the records" not in said
     assert existing_fingerprint(str(tmp_path)) is None
+    assert not dataset_path(str(tmp_path)).parent.exists()
 
 
-def test_remains_of_a_killed_run_are_cleared(plan, tmp_path):
-    remains = tmp_path / ".dst_clips.incomplete" / "dst_clips" / "1.0.0"
+def test_what_a_killed_run_has_rendered_is_not_rendered_again(plan, tmp_path, monkeypatch):
+    whole = _without_skips(plan)
+    killed, reused, said = [], [], []
+
+    def stop_after_two(taken, skipped):
+        killed.append(taken)
+        if len(killed) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _write(whole, tmp_path, progress=stop_after_two)
+    rendered = tmp_path / ".dst_clips.incomplete" / "rendered"
+    assert len(list(rendered.iterdir())) == 2
+    (rendered / "0123.arrow").write_bytes(b"of another plan")
+    (rendered / f"{whole.jobs['val'][0].key()}.arrow.host.17").write_bytes(b"half")
+    real = render.render_into
+    monkeypatch.setattr(
+        render,
+        "render_into",
+        lambda folder, job: (
+            reused.append((rendered / f"{job.key()}.arrow").exists()) or real(folder, job)
+        ),
+    )
+    again = _write(whole, tmp_path, say=said.append)
+    assert reused == [True, True, False]
+    assert said[0] == "2 of 3 parts are rendered already"
+    assert {split: table.num_rows for split, table in again.tables.items()} == {
+        "train": 14,
+        "val": 7,
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["dst_clips"]
+
+
+def test_a_part_that_lost_clips_or_was_damaged_is_rendered_again(plan, tmp_path):
+    whole = _without_skips(plan)
+    for broken in (plan, whole):
+        with pytest.raises(UserError, match="stop"):
+            _write(broken, tmp_path, check_skips=_stop)
+    rendered = tmp_path / ".dst_clips.incomplete" / "rendered"
+    damaged = next(rendered.iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    said = []
+    with pytest.raises(UserError, match="stop"):
+        _write(whole, tmp_path, check_skips=_stop, say=said.append)
+    assert said == ["2 of 3 parts are rendered already"]
+    with pytest.raises(UserError, match="stop"):
+        _write(plan, tmp_path, check_skips=_stop, say=said.append)  # each of its jobs loses a clip
+    with pytest.raises(UserError, match="stop"):
+        _write(plan, tmp_path, check_skips=_stop, say=said.append)
+    assert len(said) == 1
+
+
+def test_remains_of_a_killed_run_are_cleared_and_an_older_dataset_is_replaced(plan, tmp_path):
+    remains = tmp_path / ".dst_clips.incomplete" / "tfds" / "dst_clips" / "1.0.0"
     remains.mkdir(parents=True)
     (remains / "features.json").write_text("{half")
-    write_dataset(plan, str(tmp_path), 1, _ignore, _ignore, _accept)
+    older = dataset_path(str(tmp_path))
+    older.mkdir(parents=True)
+    (older / "old").write_text("")
+    _write(plan, tmp_path)
     assert existing_fingerprint(str(tmp_path)) == plan.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["dst_clips"]
+    assert not (older / "old").exists()
+
+
+def _stop(skips, taken):
+    raise UserError("stop")
+
+
+def _without_skips(plan):
+    """Return the plan without the nodes that lie outside their video."""
+    jobs = {
+        split: [
+            dataclasses.replace(job, pairs=tuple(p for p in job.pairs if p.node_id != "S2"))
+            for job in split_jobs
+        ]
+        for split, split_jobs in plan.jobs.items()
+    }
+    return dataclasses.replace(plan, jobs=jobs)
+
+
+def _without_val(plan):
+    """Return the plan with nothing but nodes outside the video in val."""
+    (job,) = plan.jobs["val"]
+    lost = dataclasses.replace(job, pairs=tuple(p for p in job.pairs if p.node_id == "S2"))
+    return dataclasses.replace(plan, jobs=plan.jobs | {"val": [lost]})
 
 
 def test_a_dataset_without_its_description_has_no_fingerprint(tmp_path):
@@ -128,13 +259,8 @@ def test_a_dataset_without_its_description_has_no_fingerprint(tmp_path):
 
 
 def test_a_split_whose_clips_are_all_lost_is_an_error(plan, tmp_path):
-    lost = {
-        split: [job for job in jobs if job.pairs[0].uid != "c"] for split, jobs in plan.jobs.items()
-    }
-    jobs = lost | {"val": []}
-    broken = type(plan)(**{**vars(plan), "jobs": jobs})
-    with pytest.raises(UserError, match="no clip of split val"):
-        write_dataset(broken, str(tmp_path), 1, _ignore, _ignore, _accept)
+    with pytest.raises(UserError, match=r"no clip of split val has frames \(span outside"):
+        _write(_without_val(plan), tmp_path)
 
 
 def test_neither_tensorflow_nor_jax_nor_torch_is_imported():

@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import re
 
 import pyarrow as pa
 import pytest
@@ -75,12 +76,30 @@ def test_the_closing_table_says_what_was_taken_and_why_the_rest_was_not():
             "num_frames": [8, 8, 5],
             "window_start": [0.0, 0.0, 1.0],
             "window_end": [3600.0, 3600.0, 1801.0],
+            "video_duration": [7200.0, 3600.0, 900.0],
         }
     )
-    lines = report.closing_table({"train": table}, SKIPS, 2).splitlines()
-    assert lines[1].split() == ["train", "3", "2", "3", "21", "3", "2", "2.50"]
-    assert lines[2:] == [
-        "taken 3 clips, skipped 4 (57.1%)",
+    tables, sizes = {"train": table, "val": table[2:]}, {"train": 1_234_567, "val": 89_000}
+    lines = report.closing_table(tables, sizes, SKIPS, 2).splitlines()
+    assert lines[0].split() == ["train", "val"]
+    assert len({len(line) for line in lines[:13]}) == 1
+    figures = [re.split(r" {2,}", line) for line in lines[1:13]]
+    assert figures == [
+        ["videos", "3", "1"],
+        ["hours of video", "3.25", "0.25"],
+        ["recordings", "2", "1"],
+        ["clips", "3", "1"],
+        ["hours of clips", "2.50", "0.50"],
+        ["clips a recording, least", "1", "1"],
+        ["clips a recording, median", "2", "1"],
+        ["clips a recording, most", "2", "1"],
+        ["frames", "21", "5"],
+        ["distinct texts", "3", "1"],
+        ["distinct texts, normalised", "2", "1"],
+        ["MB", "1.2", "0.1"],
+    ]
+    assert lines[13:] == [
+        "taken 4 clips, skipped 4 (50.0%)",
         "  3 skipped: no frames",
         "  1 skipped: empty text",
         "  2 dropped from train: recording also in val or test",

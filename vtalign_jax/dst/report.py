@@ -100,19 +100,25 @@ def print_warnings(warnings: list[Remark]) -> None:
         print(f"warning: {kind}{times}{': ' if shown else ''}{shown}")
 
 
-def closing_table(tables: dict[str, pa.Table], skips: list[Skip], dropped: int) -> str:
-    """Return the table of what was taken, what was skipped, and why."""
-    columns = ("split", "videos", "recordings", "clips", "frames", "texts", "text keys", "hours")
-    lines = [columns]
-    for split, table in tables.items():
-        spans = pc.sum(pc.subtract(table["window_end"], table["window_start"])).as_py()
-        frames = pc.sum(table["num_frames"]).as_py()
-        distinct = [pc.count_distinct(table[name]).as_py() for name in ("uid", "recording_id")]
-        texts = [pc.count_distinct(table[name]).as_py() for name in ("text", "text_key")]
-        hours = f"{spans / 3600:.2f}"
-        lines.append((split, *distinct, table.num_rows, frames, *texts, hours))
+def closing_table(
+    tables: dict[str, pa.Table], num_bytes: dict[str, int], skips: list[Skip], dropped: int
+) -> str:
+    """Return the table of what was taken, what was skipped, and why.
+
+    Args:
+      tables: by split, a row a clip.
+      num_bytes: by split, the size of its records.
+      skips: what was left out.
+      dropped: clips removed from train because of leakage.
+    """
+    columns = ("", *tables)
+    measured = [_measures(table, num_bytes[split]) for split, table in tables.items()]
+    lines = [columns, *((name, *(m[name] for m in measured)) for name in measured[0])]
     widths = [max(len(str(line[n])) for line in lines) for n in range(len(columns))]
-    rows = ["  ".join(str(v).rjust(w) for v, w in zip(row, widths, strict=True)) for row in lines]
+    rows = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    ]
     taken = sum(table.num_rows for table in tables.values())
     lost = sum(skip.clips for skip in skips)
     rows.append(f"taken {taken} clips, skipped {lost} ({lost / max(1, lost + taken):.1%})")
@@ -120,3 +126,29 @@ def closing_table(tables: dict[str, pa.Table], skips: list[Skip], dropped: int) 
     if dropped:
         rows.append(f"  {dropped} dropped from train: recording also in val or test")
     return "\n".join(rows)
+
+
+def _measures(table: pa.Table, num_bytes: int) -> dict[str, str]:
+    """Return the figures of one split by name."""
+    distinct = {
+        name: pc.count_distinct(table[name]).as_py()
+        for name in ("uid", "recording_id", "text", "text_key")
+    }
+    a_recording = sorted(pc.value_counts(table["recording_id"]).field("counts").to_pylist())
+    clip_seconds = pc.sum(pc.subtract(table["window_end"], table["window_start"])).as_py()
+    durations = table.group_by("uid").aggregate([("video_duration", "max")])
+    video_seconds = pc.sum(durations["video_duration_max"]).as_py()
+    return {
+        "videos": f"{distinct['uid']:,}",
+        "hours of video": f"{video_seconds / 3600:,.2f}",
+        "recordings": f"{distinct['recording_id']:,}",
+        "clips": f"{table.num_rows:,}",
+        "hours of clips": f"{clip_seconds / 3600:,.2f}",
+        "clips a recording, least": f"{a_recording[0]:,}",
+        "clips a recording, median": f"{a_recording[len(a_recording) // 2]:,}",
+        "clips a recording, most": f"{a_recording[-1]:,}",
+        "frames": f"{pc.sum(table['num_frames']).as_py():,}",
+        "distinct texts": f"{distinct['text']:,}",
+        "distinct texts, normalised": f"{distinct['text_key']:,}",
+        "MB": f"{num_bytes / 1e6:,.1f}",
+    }

@@ -7,7 +7,6 @@ that a loader can start at any step.
 
 import functools
 import gc
-import multiprocessing
 import os
 import signal
 import threading
@@ -25,6 +24,7 @@ from vtalign_jax.errors import UserError
 from vtalign_jax.pipeline.dataset import ClipSplit
 from vtalign_jax.pipeline.order import PADDING, BatchOrder, SequentialOrder
 from vtalign_jax.pipeline.transforms import Row, RowMaker, Tokenizer
+from vtalign_jax.processes import end_with_parent
 
 _CHUNK_ROWS = 8  # rows that a thread reads one after the other, at most
 _GRACE_SECONDS = 60.0  # a worker told to terminate goes on this long for its parent
@@ -200,12 +200,7 @@ def _start_worker(worker: int, workers: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: last_orders.is_alive() or last_orders.start())
     last_orders = threading.Timer(_GRACE_SECONDS, os._exit, (1,))
     last_orders.daemon = True
-
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _stacked(chunks: Sequence[list[Row]]) -> Row:
