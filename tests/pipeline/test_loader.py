@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.dst_clips.write import Listeners, Machines
 from data.dst_clips.write import write_dataset as prepare
 from tests.index_video import constant_ticks, read_index, write_video
 from tests.pipeline.clip_fixtures import (
@@ -261,7 +262,7 @@ def test_prepared_video_arrives_frame_by_frame_with_the_base_models_tokens(tmp_p
     ]
     (tmp_path / "train.json").write_text(json.dumps([{"video_uid": "v", "dst": nodes}]))
     settings = Settings(f"{tmp_path}/train.json", str(tmp_path), image_size=96, frames=4)
-    prepare(make_plan(settings), str(tmp_path / "out"), 1, print, print, print)
+    prepare(make_plan(settings), str(tmp_path / "out"), Machines(), Listeners())
     write_tiny_checkpoint(tmp_path / "base")
     tokenizer = ClipTokenizer(tmp_path / "base")
     split = open_split(str(tmp_path / "out"), "train")
