@@ -36,8 +36,16 @@ flags.DEFINE_integer("rotate", None, "Degrees counter-clockwise; default: the la
 flags.DEFINE_float("source_fps", None, "Frame rate behind Arrow frames that nothing else tells.")
 flags.DEFINE_integer("limit_videos", 0, "Take this many videos only, for a first try; 0: all.")
 flags.DEFINE_integer("image_size", _DEFAULT.image_size, "Edge of the stored square, in pixels.")
-flags.DEFINE_integer("frames", _DEFAULT.frames, "Frames a clip.")
+flags.DEFINE_integer("frames", _DEFAULT.frames, "Frames stored a clip; a run may use fewer.")
+flags.DEFINE_string(
+    "strategy",
+    _DEFAULT.strategy,
+    "Length of a clip: center (--window_seconds), span (its node's, and --pad_seconds on each "
+    "side) or adaptive (EgoVLP: in proportion to the recording's mean gap between nodes, "
+    "--window_seconds on average).",
+)
 flags.DEFINE_float("window_seconds", _DEFAULT.window_seconds, "Length of a clip, in seconds.")
+flags.DEFINE_float("pad_seconds", _DEFAULT.pad_seconds, "What --strategy=span adds, in seconds.")
 flags.DEFINE_string("levels", _DEFAULT.levels, "leaves, all, or some of step,substep,action.")
 flags.DEFINE_float("max_skipped", 0.05, "Share of the clips that may be left out.")
 flags.DEFINE_string("on_leakage", _DEFAULT.on_leakage, "error, or drop from train.")

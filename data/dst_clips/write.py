@@ -22,7 +22,6 @@ from vtalign_jax.dst.rendered import keep_reusable, read_result
 from vtalign_jax.errors import UserError
 
 NAME, VERSION = "dst_clips", "1.0.0"
-STRATEGY = "center"
 
 _ROWS_A_BATCH = 1024
 _SCHEMA = SCHEMA.append(pa.field("num_frames", pa.int64()))
@@ -258,8 +257,9 @@ def _description(
         "fingerprint": plan.fingerprint,
         "image_size": settings.image_size,
         "frames": settings.frames,
-        "window_seconds": settings.window_seconds,
-        "strategy": STRATEGY,
+        "strategy": settings.strategy,
+        "window_seconds": settings.window_seconds if settings.strategy != "span" else None,
+        "pad_seconds": settings.pad_seconds if settings.strategy == "span" else None,
         "levels": settings.levels,
         "layout": settings.layout,
         "fit": sorted({fit for fit, _ in sources}),

@@ -17,8 +17,14 @@ TREE = Video(
 )
 
 
-def _pairs(levels="leaves", window_seconds=4.0, frames=8):
-    return make_pairs(TREE, parse_levels(levels), window_seconds, frames)
+def _window(video, node):
+    del video
+    middle = (node.start + node.end) / 2
+    return middle - 2.0, middle + 2.0
+
+
+def _pairs(levels="leaves", frames=8):
+    return make_pairs(TREE, parse_levels(levels), _window, frames)
 
 
 def test_the_leaves_are_taken_by_default_and_by_time():
@@ -43,12 +49,12 @@ def test_eight_frames_in_four_seconds_are_the_two_a_second_rows():
     assert frame_times(10.0, 14.0, 4) == (10.5, 11.5, 12.5, 13.5)
 
 
-def test_the_window_is_the_midpoint_and_two_seconds_to_each_side_unclipped():
+def test_the_window_is_the_chosen_one_unclipped():
     first, second, third = _pairs()
     assert (first.window_start, first.window_end) == (0.5, 4.5)
     assert (second.window_start, second.window_end) == (8.0, 12.0)
     assert (third.window_start, third.window_end) == (33.0, 37.0)
-    early = make_pairs(Video("v", (Node("S1", "step", 0, 1, "x"),)), ("leaves",), 4.0, 8)[0]
+    early = make_pairs(Video("v", (Node("S1", "step", 0, 1, "x"),)), ("leaves",), _window, 8)[0]
     assert early.window_start == -1.5
     assert early.times[0] == -1.25
 

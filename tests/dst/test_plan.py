@@ -96,6 +96,8 @@ def test_the_fingerprint_follows_what_decides_the_records(make, tmp_path):
         make(files, image_size=96),
         make(files, frames=4),
         make(files, window_seconds=2.0),
+        make(files, strategy="span"),
+        make(files, strategy="span", pad_seconds=0.25),
         make(files, fit="center_crop"),
         make(files, rotate=90),
         make(files, limit_videos=2),
@@ -105,6 +107,23 @@ def test_the_fingerprint_follows_what_decides_the_records(make, tmp_path):
     assert len({base, *[plan.fingerprint for plan in changed]}) == len(changed) + 1
     (tmp_path / "videos" / "a.mp4").write_bytes(b"another")
     assert make(files).fingerprint != base
+
+
+def test_adaptive_windows_compare_all_annotated_recordings_at_hand_or_not(make):
+    files = {"train.json": [_row("a", "x", "y")], "val.json": [_row("b", "x"), _row("c", "y")]}
+    for row, seconds in zip([*files["train.json"], *files["val.json"]], (2, 4, 6), strict=True):
+        last = row["dst"][0] | {"id": "S9", "start_ts": 1 + seconds, "end_ts": 3 + seconds}
+        row["dst"] = [row["dst"][0], last]  # gaps of 2, 4 and 6 s
+    whole = make(files, "abc", strategy="adaptive", window_seconds=8.0)
+    lengths = {
+        job.pairs[0].uid: job.pairs[0].window_end - job.pairs[0].window_start
+        for jobs in whole.jobs.values()
+        for job in jobs
+    }
+    assert lengths == pytest.approx({"a": 4.0, "b": 8.0, "c": 12.0})
+    one = make(files, strategy="adaptive", window_seconds=8.0, limit_videos=1)
+    assert [job.key() for job in one.jobs["train"]] == [job.key() for job in whole.jobs["train"]]
+    assert make(files, window_seconds=8.0).fingerprint != whole.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -119,6 +138,9 @@ def test_the_fingerprint_follows_what_decides_the_records(make, tmp_path):
         ("image_size", 0),
         ("frames", 0),
         ("window_seconds", 0.0),
+        ("window_seconds", 0.07),  # less than a hundredth of a second a frame
+        ("strategy", "whole"),
+        ("pad_seconds", 0.0),
         ("val_fraction", 1.0),
         ("source_fps", 0.5),
     ],

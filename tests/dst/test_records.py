@@ -9,6 +9,7 @@ from vtalign_jax.dst.layouts import Finder
 from vtalign_jax.dst.nodes import Node, Video
 from vtalign_jax.dst.pairs import make_pairs
 from vtalign_jax.dst.records import PAIRS_A_JOB, Job, make_jobs, render
+from vtalign_jax.dst.windows import window_chooser
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,11 @@ def _job(folder, *spans, uid="v", window_seconds=4.0, **flags):
     )
     video = Video(uid, nodes)
     source, _, _ = Finder((str(folder),), **flags).find(video)
-    pairs = make_pairs(video, ("leaves",), window_seconds, 8)
+    levels = ("leaves",)
+    window_of = window_chooser(
+        "center", [video], levels, window_seconds=window_seconds, pad_seconds=0.5, frames=8
+    )
+    pairs = make_pairs(video, levels, window_of, 8)
     return Job(tuple(pairs), source, 96)
 
 

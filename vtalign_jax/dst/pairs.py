@@ -1,11 +1,13 @@
 """Videos -> clip-text pairs: which nodes, which window, which frame times."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from vtalign_jax.dst.identity import recording_id, text_key
 from vtalign_jax.dst.nodes import LEVELS, Node, Video
 from vtalign_jax.errors import UserError
+
+WindowOf = Callable[[Video, Node], tuple[float, float]]  # (start, end), seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +42,6 @@ class Pair:
     times: tuple[float, ...]
 
 
-def center_window(node: Node, window_seconds: float) -> tuple[float, float]:
-    """Return midpoint -/+ half the window, in seconds."""
-    middle = (node.start + node.end) / 2
-    return middle - window_seconds / 2, middle + window_seconds / 2
-
-
 def frame_times(start: float, end: float, frames: int) -> tuple[float, ...]:
     """Return t_k = t0 + (k + 0.5) (t1 - t0) / F, in seconds (DESIGN section 4)."""
     return tuple(start + (k + 0.5) * (end - start) / frames for k in range(frames))
@@ -73,9 +69,16 @@ def is_chosen(node: Node, levels: tuple[str, ...]) -> bool:
 
 
 def make_pairs(
-    video: Video, levels: tuple[str, ...], window_seconds: float, frames: int
+    video: Video, levels: tuple[str, ...], window_of: WindowOf, frames: int
 ) -> list[Pair]:
-    """Return one pair for each chosen node of a video, by time."""
+    """Return one pair for each chosen node of a video, by time.
+
+    Args:
+      video: with its nodes.
+      levels: of the chosen nodes, see `parse_levels`.
+      window_of: gives a node's window, see `windows.window_chooser`.
+      frames: wanted in each window.
+    """
     names = {node.node_id: node.name for node in video.nodes}
     orders = _orders(video.nodes)
     recording = recording_id(video.uid)
@@ -83,7 +86,7 @@ def make_pairs(
     for node in video.nodes:
         if not is_chosen(node, levels):
             continue
-        start, end = center_window(node, window_seconds)
+        start, end = window_of(video, node)
         pairs.append(
             Pair(
                 clip_id=f"{video.uid}/{node.node_id}",

@@ -6,11 +6,12 @@ import json
 
 from vtalign_jax.dst.layouts import LAYOUTS, Finder, check_roots
 from vtalign_jax.dst.nodes import Remark, Skip, Video
-from vtalign_jax.dst.pairs import is_chosen, make_pairs, parse_levels
+from vtalign_jax.dst.pairs import WindowOf, is_chosen, make_pairs, parse_levels
 from vtalign_jax.dst.readers import expand_paths, read_annotations
 from vtalign_jax.dst.records import Job, make_jobs
 from vtalign_jax.dst.splits import assign_splits, settle_leakage
 from vtalign_jax.dst.tree import build_videos
+from vtalign_jax.dst.windows import SECONDS_A_FRAME, STRATEGIES, window_chooser
 from vtalign_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -32,8 +33,10 @@ class Settings:
       source_fps: frame rate of Arrow frames whose video and annotation do not tell it.
       limit_videos: videos to take, in turn from each split; 0 for all.
       image_size: pixels.
-      frames: frames a clip.
-      window_seconds: length of a clip.
+      frames: frames to look for in each window; a run may use fewer.
+      strategy: a key of `windows.STRATEGIES`: how long the windows are.
+      window_seconds: their length ("center"), or their mean length ("adaptive").
+      pad_seconds: what "span" adds to a node's span on each side.
       levels: "leaves", "all", or comma-separated levels.
       on_leakage: "error" or "drop".
       val_fraction: share of the recordings for val where the files give no split.
@@ -48,7 +51,9 @@ class Settings:
     limit_videos: int = 0
     image_size: int = 384
     frames: int = 8
+    strategy: str = "center"
     window_seconds: float = 4.0
+    pad_seconds: float = 0.5
     levels: str = "leaves"
     on_leakage: str = "error"
     val_fraction: float = 0.1
@@ -87,16 +92,19 @@ def check_settings(settings: Settings) -> None:
         "fit": ("", *FITS),
         "rotate": (None, *ROTATIONS),
         "on_leakage": ON_LEAKAGE,
+        "strategy": tuple(STRATEGIES),
     }
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
             known = ", ".join(str(value) for value in allowed if value not in ("", None))
             raise UserError(f"--{name} knows {known}, got {getattr(settings, name)!r}")
+    shortest = SECONDS_A_FRAME * settings.frames  # of a window, in seconds
     ranges = {
         "limit_videos": (0, 10**9),
         "image_size": (16, 4096),
         "frames": (1, 64),
-        "window_seconds": (0.01, 3600.0),
+        "window_seconds": (shortest, 3600.0),
+        "pad_seconds": (shortest / 2, 3600.0),
         "val_fraction": (0.0, 0.9),
         "source_fps": (2.0, 1000.0),
     }
@@ -131,7 +139,15 @@ def make_plan(settings: Settings) -> Plan:
     finder = Finder(
         roots, settings.layout, settings.fit, settings.rotate, settings.source_fps or None
     )
-    jobs, find_skips, find_warnings = _find_frames(videos, finder, settings, levels)
+    window_of = window_chooser(
+        settings.strategy,
+        videos,
+        levels,
+        window_seconds=settings.window_seconds,
+        pad_seconds=settings.pad_seconds,
+        frames=settings.frames,
+    )
+    jobs, find_skips, find_warnings = _find_frames(videos, finder, settings, levels, window_of)
     if find_skips and not jobs:
         raise UserError(_no_frames(videos, find_skips, finder))
     if settings.limit_videos:  # what is wrong elsewhere does not count
@@ -148,7 +164,11 @@ def make_plan(settings: Settings) -> Plan:
 
 
 def _find_frames(
-    videos: list[Video], finder: Finder, settings: Settings, levels: tuple[str, ...]
+    videos: list[Video],
+    finder: Finder,
+    settings: Settings,
+    levels: tuple[str, ...],
+    window_of: WindowOf,
 ) -> tuple[dict[str, list[Job]], list[Skip], list[Remark]]:
     """Return the jobs of the videos that have frames, up to `limit_videos`."""
     jobs: dict[str, list[Job]] = {}
@@ -156,7 +176,7 @@ def _find_frames(
     for video in _in_turn(videos) if settings.limit_videos else videos:
         if settings.limit_videos and taken == settings.limit_videos:
             break
-        pairs = make_pairs(video, levels, settings.window_seconds, settings.frames)
+        pairs = make_pairs(video, levels, window_of, settings.frames)
         if not pairs:
             continue
         source, tried, warning = finder.find(video)
