@@ -2,7 +2,7 @@ import ast
 import pathlib
 
 ROOT = pathlib.Path(__file__).parents[1]
-FOLDERS = ("vtalign_jax", "launch", "configs", "data", "tests")
+FOLDERS = ("vtalign_jax", "launch", "configs", "data", "benchmarks", "tests")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 MAX_FILE, MAX_FUNCTION, MAX_MAIN = 400, 60, 100
 

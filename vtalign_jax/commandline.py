@@ -9,21 +9,26 @@ from absl import app, flags, logging
 from vtalign_jax.errors import UserError
 
 
-def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
+def run(
+    main: Callable[..., None], required: tuple[str, ...] = (), parts: tuple[str, ...] = ()
+) -> None:
     """Parse the flags, call `main`, and end with `error: ...` and code 2 on a user's mistake.
 
     absl exits with 1 on a bad flag and ml_collections with a traceback, hence an own parser.
 
     Args:
-      main: called without arguments once the flags are parsed.
+      main: called once the flags are parsed, without arguments or with the part.
       required: names of flags that must be given.
+      parts: what the command's one positional argument may be; () for no such argument.
     """
 
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(argv)
-            if len(rest) > 1:
-                raise UserError(f"unexpected argument {rest[1]!r}; a flag is --name=value")
+            if parts and (len(rest) < 2 or rest[1] not in parts):
+                raise UserError(f"say which part: {' or '.join(parts)}; see --help")
+            if len(rest) > 1 + bool(parts):
+                raise UserError(f"unexpected argument {rest[-1]!r}; a flag is --name=value")
             for name in required:
                 value = flags.FLAGS[name].value
                 hasattr(value, "to_dict")  # a --config that failed to load raises on any access
@@ -40,11 +45,11 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
             _fail(f"cannot load the file of --config: {str(error).split('Attempted ')[-1]}")
         return rest
 
-    def guarded(_: list[str]) -> None:
+    def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries tell their every step at INFO
         try:
-            main()
+            main(*argv[1:])
         except UserError as error:
             _fail(error)
         except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from data.dst_clips.write import (
     existing_fingerprint,
     write_dataset,
 )
+from tests.examples import stored_examples
 from tests.index_video import constant_ticks, write_video
 from vtalign_jax.dst.plan import Settings, make_plan
 from vtalign_jax.errors import UserError
@@ -23,12 +24,6 @@ from vtalign_jax.errors import UserError
 
 def _write(plan, out, machines=None, **listeners):
     return write_dataset(plan, str(out), machines or Machines(), Listeners(**listeners))
-
-
-def _raw_records(directory, split):
-    """Return the records of a split as stored, in order."""
-    source = tfds.builder_from_directory(str(directory)).as_data_source(split).data_source
-    return [source[n] for n in range(len(source))]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +118,7 @@ def test_a_pool_and_a_beam_pipeline_write_the_same_records(plan, written, tmp_pa
     other = _write(plan, tmp_path, machines)
     assert other.skips == written.skips
     for split in plan.jobs:
-        assert _raw_records(other.path, split) == _raw_records(written.path, split)
+        assert stored_examples(other.path, split) == stored_examples(written.path, split)
         assert other.tables[split].equals(written.tables[split])
     assert other.num_bytes == written.num_bytes
     described = [json.loads((made.path / "prepare.json").read_text()) for made in (other, written)]

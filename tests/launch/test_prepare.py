@@ -5,12 +5,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pyarrow as pa
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from tests.examples import stored_examples
 from tests.index_video import constant_ticks, read_index, write_video
 from tests.proassist_tree import FPS, STEP, make_proassist_tree
 
@@ -115,8 +117,8 @@ def test_raw_videos_of_the_layout_show_the_same_moments_cropped_and_turned(from_
         assert shown == [int(time * FPS + 1e-6) for time in record["frame_times"]]
         times = arrow[clip_id]["frame_times"]
         by_time = dict(zip(times, _shown(arrow[clip_id], rotate=-90), strict=True))
-        for time, index in zip(record["frame_times"], shown, strict=True):
-            assert 0 <= index - by_time[time] < STEP
+        for at, index in zip(record["frame_times"], shown, strict=True):
+            assert 0 <= index - by_time[at] < STEP
 
 
 def test_it_ends_with_a_table_and_the_next_command(tree, from_arrow):
@@ -146,6 +148,38 @@ def test_the_same_command_again_has_nothing_to_do_and_another_must_overwrite(tre
         "train": 1,
         "val": 1,
     }
+
+
+def test_a_killed_prepare_goes_on_with_the_same_command_and_leaves_no_process(tree, tmp_path):
+    flags = (*_tree_flags(tree, tree.videos, tmp_path / "killed"), "--workers=2")
+    command = [sys.executable, str(ROOT / "launch" / "prepare.py"), *map(str, flags)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
+    )
+    rendered = tmp_path / "killed" / ".dst_clips.incomplete" / "rendered"
+    while not list(rendered.glob("*.arrow")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.kill()
+    process.stdout.read()  # ends when the last of its workers has let go of it
+    assert _prepare(*flags).returncode == 0
+    assert [path.name for path in (tmp_path / "killed").glob("*dst_clips*")] == ["dst_clips"]
+    whole = _prepare(*_tree_flags(tree, tree.videos, tmp_path / "whole"), "--workers=1")
+    assert whole.returncode == 0
+    for split in tree.uids:
+        assert _table(tmp_path / "killed", split) == _table(tmp_path / "whole", split)
+        examples = [
+            stored_examples(tmp_path / name / "dst_clips" / "1.0.0", split)
+            for name in ("killed", "whole")
+        ]
+        assert examples[0] == examples[1]
+
+
+def test_flags_of_machines_that_do_not_fit_are_refused(tree, tmp_path):
+    flags = _tree_flags(tree, tree.frames, tmp_path)
+    assert "--workers must be 0 or more" in _refused(*flags, "--workers=-1")
+    assert "--beam_runner" in _refused(*flags, "--beam_options=direct_num_workers=2")
 
 
 BAD = [

@@ -1,0 +1,1 @@
+"""The measurements of `launch/bench.py`, one module a part."""

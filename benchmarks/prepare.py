@@ -1,0 +1,168 @@
+"""How fast `prepare` renders, beside a loop that opens, seeks and decodes for each clip."""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from data.dst_clips.render import make_pool, render_all
+from vtalign_jax.dst.images import encode_jpeg
+from vtalign_jax.dst.plan import Plan, Settings, make_plan
+from vtalign_jax.dst.records import Job, render
+
+_FPS, _WIDTH, _HEIGHT = 30, 640, 360
+_SECONDS_A_NODE = 3
+_WORLD = 2  # edge of the picture that the camera moves over, in frames
+
+
+def measure(annotations: str, videos: str, workers: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """Yield rows: rendering against the loop, then the memory of a worker.
+
+    Args:
+      annotations: of the recordings; "" for a synthetic video of 10 minutes with 200 nodes.
+      videos: their folder.
+      workers: processes of `prepare`; 0 for one a core.
+      repeats: counted runs of each, taking turns.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        lengths = {"": (1, 10)}.get(annotations, ())
+        settings = [_synthetic(pathlib.Path(folder), minutes) for minutes in lengths]
+        for counted in settings[1:] or [Settings(annotations, videos)]:
+            yield _against_loop(make_plan(counted), workers or os.cpu_count() or 1, repeats)
+        for minutes, counted in zip(lengths, settings, strict=True):
+            yield {
+                "part": "prepare",
+                "minutes_of_video": minutes,
+                "worker_peak_mib": _peak_mib(counted),
+            }
+
+
+def _against_loop(plan: Plan, workers: int, repeats: int) -> dict[str, Any]:
+    jobs = list(itertools.chain.from_iterable(plan.jobs.values()))
+    _check_same_frames(jobs)
+    ways: dict[str, Callable[[], None]] = {
+        "loop": lambda: _drain(map(render_clip_by_clip, jobs)),
+        "one_process": lambda: _render(jobs, 1),
+        "prepare": lambda: _render(jobs, workers),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "part": "prepare",
+        "clips": plan.num_clips,
+        "videos": len({job.source.path for job in jobs}),
+        "workers": workers,
+        "seconds": {name: round(value, 3) for name, value in medians.items()},
+        "ratio_to_loop": round(medians["loop"] / medians["prepare"], 2),
+        "ratio_to_loop_one_process": round(medians["loop"] / medians["one_process"], 2),
+    }
+
+
+def _render(jobs: list[Job], workers: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, make_pool(workers) as pool:
+        _drain(render_all(jobs, folder, pool))
+
+
+def _drain(results: Iterator[Any]) -> None:
+    for _ in results:
+        pass
+
+
+def render_clip_by_clip(job: Job) -> list[list[bytes]]:
+    """Return the JPEG frames of each pair, opening and seeking anew for each, as most loaders do.
+
+    The frame of a time is the one shown then, so that the pictures equal those of `render`.
+    """
+    return [_frames_of_clip(job, pair.times) for pair in job.pairs]
+
+
+def _frames_of_clip(job: Job, times: tuple[float, ...]) -> list[bytes]:
+    with av.open(job.source.path) as container:
+        stream = container.streams.video[0]
+        first = stream.start_time or 0
+        wanted = [first + (time + 1e-6) / stream.time_base for time in times if time >= 0]
+        container.seek(int(wanted[0]), stream=stream)
+        found: list[Image.Image] = []
+        shown = None
+        for frame in container.decode(stream):
+            while shown is not None and wanted and wanted[0] < frame.pts:
+                found.append(shown.to_image())
+                wanted.pop(0)
+            shown = frame
+            if not wanted:
+                break
+        end = shown.pts + shown.duration
+        found += [shown.to_image() for time in wanted if time < end]
+    source = job.source
+    return [encode_jpeg(picture, job.image_size, source.fit, source.rotate) for picture in found]
+
+
+def _check_same_frames(jobs: list[Job]) -> None:
+    """Fail unless both ways give the same bytes: otherwise nothing is compared."""
+    for job in jobs:
+        rendered = [record["frames"] for record in render(job).records]
+        if rendered != [frames for frames in render_clip_by_clip(job) if frames]:
+            raise AssertionError(f"the loop and prepare give other frames of {job.source.path}")
+
+
+def _peak_mib(settings: Settings) -> int:
+    """Return the largest resident set of a process that renders these videos alone."""
+    code = (
+        "import json, sys; from benchmarks import prepare; "
+        "prepare.render_alone(json.loads(sys.argv[1]))"
+    )
+    given = json.dumps(dataclasses.asdict(settings))
+    done = subprocess.run(
+        [sys.executable, "-c", code, given], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+def render_alone(settings: dict[str, Any]) -> None:
+    """Render a plan job by job as a worker does, and print the peak memory of it in MiB."""
+    for job in itertools.chain.from_iterable(make_plan(Settings(**settings)).jobs.values()):
+        render(job)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def _synthetic(folder: pathlib.Path, minutes: int) -> Settings:
+    """Write a video of a camera that wanders over a still picture, with a node each 3 seconds."""
+    folder = folder / f"{minutes}min"
+    folder.mkdir()
+    small = np.random.default_rng(0).integers(0, 255, (36, 64, 3), np.uint8)
+    world = np.asarray(Image.fromarray(small).resize((_WORLD * _WIDTH, _WORLD * _HEIGHT)))
+    with av.open(str(folder / "video.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=_FPS)
+        stream.width, stream.height, stream.pix_fmt = _WIDTH, _HEIGHT, "yuv420p"
+        stream.options = {"preset": "superfast"}
+        for index in range(minutes * 60 * _FPS):
+            left = int((1 + np.sin(index / 97)) / 2 * (world.shape[1] - _WIDTH))
+            top = int((1 + np.cos(index / 131)) / 2 * (world.shape[0] - _HEIGHT))
+            view = np.ascontiguousarray(world[top : top + _HEIGHT, left : left + _WIDTH])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24")))
+        container.mux(stream.encode())
+    nodes = [
+        {"type": "action", "id": f"S{n}", "start_ts": start, "end_ts": start + 2, "name": f"do {n}"}
+        for n, start in enumerate(range(0, minutes * 60, _SECONDS_A_NODE))
+    ]
+    annotations = folder / "train.json"
+    annotations.write_text(json.dumps([{"video_uid": "video", "dst": nodes}]))
+    return Settings(str(annotations), str(folder))

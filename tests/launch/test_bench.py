@@ -1,0 +1,55 @@
+import json
+
+import pytest
+
+from benchmarks import prepare
+from tests.commands import one_error_line, run
+from tests.index_video import constant_ticks, write_video
+from vtalign_jax.dst.plan import Settings, make_plan
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    root = tmp_path_factory.mktemp("recordings")
+    for uid in ("a", "b"):
+        write_video(root / f"{uid}.mp4", constant_ticks(240, 24), rate=24)
+    nodes = [
+        {"type": "action", "id": f"S{n}", "start_ts": n, "end_ts": n + 1, "name": f"do {n}"}
+        for n in range(9)
+    ]
+    rows = [{"video_uid": uid, "dst": nodes} for uid in ("a", "b")]
+    (root / "train.json").write_text(json.dumps(rows))
+    return root
+
+
+def test_prepare_is_measured_beside_a_loop_over_the_same_clips(recordings, tmp_path):
+    where = f"--annotations={recordings}/train.json", f"--videos={recordings}"
+    (line,) = run(
+        tmp_path, "launch/bench.py", "prepare", *where, "--repeats=1", "--workers=2"
+    ).splitlines()
+    row = json.loads(line)
+    assert (row["part"], row["clips"], row["videos"], row["workers"]) == ("prepare", 18, 2, 2)
+    assert row["seconds"].keys() == {"loop", "one_process", "prepare"}
+    ratio = row["seconds"]["loop"] / row["seconds"]["prepare"]
+    assert row["ratio_to_loop"] == pytest.approx(ratio, rel=0.1)
+
+
+def test_ways_that_give_other_frames_are_not_compared(recordings, monkeypatch):
+    plan = make_plan(Settings(f"{recordings}/train.json", str(recordings), val_fraction=0.0))
+    prepare._check_same_frames(plan.jobs["train"])
+    monkeypatch.setattr(prepare, "render_clip_by_clip", lambda job: [[b"other"]])
+    with pytest.raises(AssertionError, match="other frames"):
+        prepare._check_same_frames(plan.jobs["train"])
+
+
+def test_the_memory_of_a_worker_is_that_of_a_process_of_its_own(recordings):
+    settings = Settings(f"{recordings}/train.json", str(recordings))
+    assert 50 < prepare._peak_mib(settings) < 1000
+
+
+def test_a_part_that_is_missing_unknown_or_too_many_is_one_line(tmp_path):
+    for parts in ((), ("everything",)):
+        said = one_error_line(run(tmp_path, "launch/bench.py", *parts, code=2))
+        assert "say which part: prepare" in said
+    extra = one_error_line(run(tmp_path, "launch/bench.py", "prepare", "more", code=2))
+    assert "unexpected argument 'more'" in extra
