@@ -23,11 +23,18 @@ from vtalign_jax import commandline
 from vtalign_jax.dst import report
 from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Plan, Settings, make_plan
+from vtalign_jax.dst.readers import FORMATS
 from vtalign_jax.errors import UserError
 
 _DEFAULT = Settings("", "")
 
 flags.DEFINE_string("annotations", "", "Comma-separated files or globs; train.json gives a split.")
+flags.DEFINE_string("format", "", f"Of the annotations: {', '.join(FORMATS)}; default: looked at.")
+flags.DEFINE_string("uid_column", _DEFAULT.uid_column, "CSV: the column of the video's uid.")
+flags.DEFINE_string("start_column", _DEFAULT.start_column, "CSV: where a segment starts.")
+flags.DEFINE_string("end_column", _DEFAULT.end_column, "CSV: where a segment ends.")
+flags.DEFINE_string("text_column", _DEFAULT.text_column, "CSV: what is done in a segment.")
+flags.DEFINE_string("id_column", "", "CSV: its id; default: narration_id, else the row's number.")
 flags.DEFINE_string("videos", "", "Comma-separated folders of video files or Arrow frames.")
 flags.DEFINE_string("out", "datasets/dst_clips", "Where the dataset goes.")
 flags.DEFINE_string("layout", "", "Names of a known dataset's files: assembly101.")
@@ -65,6 +72,7 @@ def main() -> None:
         raise UserError(f"--max_skipped must lie in [0, 1], got {args.max_skipped}")
     print(f"reading {settings.annotations}", flush=True)
     plan = make_plan(settings)
+    report.print_asides(plan.asides)
     report.print_warnings(plan.warnings)
     if _is_done(plan, args.out, args.overwrite):
         print(f"{dataset_path(args.out)} holds exactly this already, nothing to do")

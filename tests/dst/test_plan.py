@@ -21,7 +21,7 @@ def make(tmp_path):
 
     def plan(files, videos=(), **flags):
         for name, rows in files.items():
-            (tmp_path / name).write_text(json.dumps(rows))
+            (tmp_path / name).write_text(rows if isinstance(rows, str) else json.dumps(rows))
         folder = tmp_path / "videos"
         folder.mkdir(exist_ok=True)
         for uid in videos:
@@ -42,6 +42,24 @@ def test_files_named_after_splits_give_the_splits(make):
     assert _uids(plan) == {"train": ["a"], "val": ["b"]}
     assert list(plan.jobs) == ["train", "val"]
     assert plan.num_clips == 2
+
+
+def test_a_csv_of_segments_is_planned_by_its_columns(make):
+    segments = "uid,from,to,what,key\na,1,2,do it,k1\nb,00:00:03,4,undo it,k2\n"
+    with pytest.raises(UserError, match=r"has uid, from, to, what, key; .*--uid_column"):
+        make({"train.csv": segments}, "ab")
+    columns = {"uid": "uid", "start": "from", "end": "to", "text": "what", "id": "key"}
+    plan = make({"train.csv": segments}, **{f"{k}_column": v for k, v in columns.items()})
+    (first,), (second,) = (job.pairs for job in plan.jobs["train"])
+    assert (first.clip_id, first.text, second.node_start) == ("a/k1", "do it", 3.0)
+
+
+def test_a_forced_format_decides_and_asides_are_counted(make):
+    text = '[1.0s-2.0s] one\n - [1.0s] assistant: "Go"\n[2.0s-3.0s] two\nSummary: done'
+    files = {"train.json": [_row("a") | {"all_step_descriptions": text}]}
+    by_tree, by_text = make(files, "a"), make(files, "a", format="step_text")
+    assert (by_tree.num_clips, by_tree.asides) == (1, {})
+    assert (by_text.num_clips, by_text.asides) == (2, {"dialogue": 1, "summary": 1})
 
 
 def test_some_missing_videos_are_skipped_with_the_clips_they_cost(make):
@@ -134,6 +152,7 @@ def test_adaptive_windows_compare_all_annotated_recordings_at_hand_or_not(make):
         ("rotate", 45),
         ("on_leakage", "ignore"),
         ("levels", "scene"),
+        ("format", "xml"),
         ("limit_videos", -1),
         ("image_size", 0),
         ("frames", 0),

@@ -1,3 +1,4 @@
+import collections
 import contextlib
 import io
 import json
@@ -63,6 +64,14 @@ def test_each_kind_of_warning_is_printed_once_with_examples(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "warning: child outside (5 times): v S0 by 2.00 s; v S1 by 2.00 s; v S2 by 2.00 s",
         "warning: something else",
+    ]
+
+
+def test_asides_are_one_line_or_none(capsys):
+    report.print_asides(collections.Counter())
+    report.print_asides(collections.Counter(dialogue=12, summary=1, start=2))
+    assert capsys.readouterr().out.splitlines() == [
+        "passed over 12 lines of dialogue, 1 summary, 2 start marks"
     ]
 
 

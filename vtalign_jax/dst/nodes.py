@@ -1,8 +1,55 @@
-"""What an annotation becomes: videos with a tree of nodes, and what had to be left out."""
+"""What an annotation becomes: raw rows, then videos with a tree of nodes, and what is wrong."""
 
+import collections
 import dataclasses
+from typing import Any
 
 LEVELS = ("step", "substep", "action")  # from the root down
+
+
+@dataclasses.dataclass(frozen=True)
+class RawNode:
+    """A node as written: nothing is checked yet.
+
+    Attributes:
+      node_id: unique within the uid.
+      level: one of `LEVELS` in either case; None: as deep as the id.
+      start: seconds or a clock time.
+      end: seconds or a clock time.
+      name: the text.
+      note: remarks that are not part of the text.
+      ancestor_ids: root first; None: as the dots of the id say.
+      where: place within the row, for messages.
+      fault: why this is no node after all, "" if it is one; `name` then holds what was found.
+    """
+
+    node_id: Any
+    level: Any
+    start: Any
+    end: Any
+    name: Any
+    note: str = ""
+    ancestor_ids: tuple[str, ...] | None = None
+    where: str = ""
+    fault: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RawVideo:
+    """One row of an annotation file, or the rows of one video, as written.
+
+    Attributes:
+      where: file and row, for messages.
+      asides: lines that are no nodes by nature, counted by kind.
+    """
+
+    uid: str
+    nodes: tuple[RawNode, ...]
+    dataset: str
+    split: str
+    source_fps: Any
+    where: str
+    asides: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
 
 @dataclasses.dataclass(frozen=True)

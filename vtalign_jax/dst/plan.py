@@ -1,5 +1,6 @@
 """Everything `prepare` decides before a frame is decoded."""
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -7,10 +8,11 @@ import json
 from vtalign_jax.dst.layouts import LAYOUTS, Finder, check_roots
 from vtalign_jax.dst.nodes import Remark, Skip, Video
 from vtalign_jax.dst.pairs import WindowOf, is_chosen, make_pairs, parse_levels
-from vtalign_jax.dst.readers import expand_paths, read_annotations
+from vtalign_jax.dst.readers import FORMATS, expand_paths, read_annotations
 from vtalign_jax.dst.records import Job, make_jobs
 from vtalign_jax.dst.splits import assign_splits, settle_leakage
-from vtalign_jax.dst.tree import build_videos
+from vtalign_jax.dst.tables import Columns
+from vtalign_jax.dst.tree import Checked, build_videos
 from vtalign_jax.dst.windows import SECONDS_A_FRAME, STRATEGIES, window_chooser
 from vtalign_jax.errors import UserError
 
@@ -40,6 +42,12 @@ class Settings:
       levels: "leaves", "all", or comma-separated levels.
       on_leakage: "error" or "drop".
       val_fraction: share of the recordings for val where the files give no split.
+      format: one of `readers.FORMATS` for all annotation files, or "" to look at each.
+      uid_column: of a segments CSV, as the four that follow; see `tables.Columns`.
+      start_column: when a segment starts.
+      end_column: when it ends.
+      text_column: what is done in it.
+      id_column: its id, or "".
     """
 
     annotations: str
@@ -57,6 +65,12 @@ class Settings:
     levels: str = "leaves"
     on_leakage: str = "error"
     val_fraction: float = 0.1
+    format: str = ""
+    uid_column: str = Columns.uid
+    start_column: str = Columns.start
+    end_column: str = Columns.end
+    text_column: str = Columns.text
+    id_column: str = Columns.id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +83,7 @@ class Plan:
       skips: what is left out already.
       dropped: clips removed from train because of leakage.
       warnings: what is kept and looks wrong.
+      asides: lines of the annotations that are no nodes by nature, counted by kind.
       fingerprint: hex SHA-256 over the keys of the jobs.
     """
 
@@ -77,6 +92,7 @@ class Plan:
     skips: list[Skip]
     dropped: int
     warnings: list[Remark]
+    asides: collections.Counter[str]
     fingerprint: str
 
     @property
@@ -93,6 +109,7 @@ def check_settings(settings: Settings) -> None:
         "rotate": (None, *ROTATIONS),
         "on_leakage": ON_LEAKAGE,
         "strategy": tuple(STRATEGIES),
+        "format": ("", *FORMATS),
     }
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
@@ -114,6 +131,28 @@ def check_settings(settings: Settings) -> None:
             raise UserError(f"--{name} must lie in [{low:g}, {high:g}], got {value}")
 
 
+def read_videos(settings: Settings) -> Checked:
+    """Read and check all annotation files.
+
+    Raises:
+      UserError: a path that names no file, or a file that cannot be read.
+    """
+    columns = Columns(
+        settings.uid_column,
+        settings.start_column,
+        settings.end_column,
+        settings.text_column,
+        settings.id_column,
+    )
+    rows, skips = [], []
+    for path in expand_paths(settings.annotations):
+        file_rows, file_skips = read_annotations(path, settings.format, columns)
+        rows += file_rows
+        skips += file_skips
+    checked = build_videos(rows)
+    return dataclasses.replace(checked, skips=skips + checked.skips)
+
+
 def make_plan(settings: Settings) -> Plan:
     """Read the annotations, settle the splits and find the frames.
 
@@ -123,14 +162,8 @@ def make_plan(settings: Settings) -> Plan:
     check_settings(settings)
     levels = parse_levels(settings.levels)
     roots = check_roots(settings.videos)
-    rows, skips = [], []
-    for path in expand_paths(settings.annotations):
-        file_rows, file_skips = read_annotations(path)
-        rows += file_rows
-        skips += file_skips
-    checked = build_videos(rows)
-    warnings = list(checked.warnings)
-    skips += checked.skips
+    checked = read_videos(settings)
+    skips, warnings = checked.skips, list(checked.warnings)
     videos, dropped, shared = settle_leakage(
         assign_splits(checked.videos, settings.val_fraction), settings.on_leakage
     )
@@ -159,6 +192,7 @@ def make_plan(settings: Settings) -> Plan:
         skips=skips + find_skips,
         dropped=sum(is_chosen(node, levels) for video in dropped for node in video.nodes),
         warnings=warnings + find_warnings,
+        asides=checked.asides,
         fingerprint=_fingerprint(jobs),
     )
 

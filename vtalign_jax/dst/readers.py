@@ -1,54 +1,44 @@
-"""Annotation files -> raw rows, one function a format; nothing is judged here but the form.
+"""Annotation files -> raw rows: which files, which format, which split; nothing is judged here.
 
-`tree.build_videos` turns the raw rows of all files into checked `Video`s.
+A file's format is recognised by its content. `json_readers` and `tables` hold one function a
+format; `tree.build_videos` turns the raw rows of all files into checked `Video`s.
 """
 
+import codecs
 import dataclasses
-import json
 import re
-from typing import Any
 
 from etils import epath
 
-from vtalign_jax.dst.nodes import Skip
+from vtalign_jax.dst.json_readers import JSON_FORMATS, read_json
+from vtalign_jax.dst.nodes import RawVideo, Skip
+from vtalign_jax.dst.tables import Columns, is_node_table, read_csv, read_tsv, table_cells
 from vtalign_jax.errors import UserError
 
-DATASETS = ("assembly101", "ego4d", "holoassist", "epickitchens", "egoexolearn", "wtag")
+FORMATS = (*JSON_FORMATS, "tsv", "csv")
+MAX_FILE_BYTES = 2**30
 
+# Hand-made files carry the dataset as a prefix of their name (`ego4d_grp-....json`).
+_DATASET_PREFIXES = {
+    "assembly101": "assembly101",
+    "ego4d": "ego4d",
+    "holoassist": "holoassist",
+    "epickitchens": "epickitchens",
+    "epic_100": "epickitchens",  # EPIC_100_validation.csv
+    "egoexolearn": "egoexolearn",
+    "wtag": "wtag",
+}
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_SPLIT_FILE = re.compile(r"(train|validation|valid|val|test)(_filtered|_training)?")
-
-
-@dataclasses.dataclass(frozen=True)
-class RawNode:
-    """A node as written: nothing is checked yet."""
-
-    node_id: Any
-    level: Any
-    start: Any
-    end: Any
-    name: Any
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class RawVideo:
-    """One row of an annotation file, as written.
-
-    Attributes:
-      where: file and row, for messages.
-    """
-
-    uid: str
-    nodes: tuple[RawNode, ...]
-    dataset: str
-    split: str
-    source_fps: Any
-    where: str
+_SPLIT_FILE = re.compile(r"(?:.+[_.-])?(train|validation|valid|val|test)(?:_filtered|_training)?")
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def split_of_file(path: str) -> str:
-    """Return the split that a file's name gives ("train_filtered.json" -> "train"), else ""."""
+    """Return the split that a file's name gives ("ego4d_train_filtered.json" -> "train"), or ""."""
     match = _SPLIT_FILE.fullmatch(epath.Path(path).stem.lower())
     return _SPLIT_NAMES[match[1]] if match else ""
 
@@ -59,101 +49,105 @@ def expand_paths(patterns: str) -> list[str]:
     Raises:
       UserError: a path or pattern that names no file.
     """
-    found: list[str] = []
+    found: dict[str, None] = {}
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        path = epath.Path(pattern)
-        if any(char in path.name for char in "*?["):
-            matches = sorted(str(match) for match in path.parent.glob(path.name))
-        else:
-            matches = [pattern] if path.is_file() else []
+        matches = [pattern] if epath.Path(pattern).is_file() else _glob(pattern)
         if not matches:
             raise UserError(f"no annotation file {pattern}; --annotations takes files or globs")
-        found += [match for match in matches if match not in found]
+        found.update(dict.fromkeys(matches))
     if not found:
         raise UserError("--annotations names no file; give comma-separated files or globs")
-    return found
+    return list(found)
 
 
-def read_annotations(path: str) -> tuple[list[RawVideo], list[Skip]]:
+def _glob(pattern: str) -> list[str]:
+    """Return the files that a pattern names; any part of its path may hold a wildcard."""
+    parts = epath.Path(pattern).parts
+    first = next((n for n, part in enumerate(parts) if set("*?[") & set(part)), None)
+    if first is None:
+        return []
+    found = epath.Path(*parts[:first]).glob("/".join(parts[first:]))
+    return sorted(str(path) for path in found if path.is_file())
+
+
+def read_annotations(
+    path: str, form: str = "", columns: Columns | None = None
+) -> tuple[list[RawVideo], list[Skip]]:
     """Return the rows of one annotation file, and the rows whose form could not be read.
 
+    Args:
+      path: the file.
+      form: one of `FORMATS`; "" recognises the format by content. The rows of one JSON file may
+        be of several formats.
+      columns: names of a segments CSV's columns; None for those of EPIC-KITCHENS-100.
+
     Raises:
-      UserError: a file that is not UTF-8 JSON or JSON lines.
+      UserError: a file in no known format, in another encoding, or too large.
     """
-    rows, skips = _json_rows(path)
-    videos = []
-    for where, row in rows:
-        try:
-            videos.append(_read_flat_row(row, path, where))
-        except ValueError as error:
-            uid = row.get("video_uid", "") if isinstance(row, dict) else ""
-            skips.append(Skip(str(uid), "", "not a flat-JSON row", f"{where}: {error}"))
-    return videos, skips
-
-
-def _json_rows(path: str) -> tuple[list[tuple[str, Any]], list[Skip]]:
-    """Return (where, row) of a JSON list, a single JSON object, or JSON lines."""
-    name = epath.Path(path).name
-    try:
-        text = epath.Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-        if len(lines) < 2 or not lines[0][1].lstrip().startswith("{"):
-            raise UserError(f"{path} is not JSON: {error}; mend or leave out that file") from None
-        return _json_lines(lines, path, error)
-    rows = content if isinstance(content, list) else [content]
-    return [(f"{name} row {n}", row) for n, row in enumerate(rows, 1)], []
-
-
-def _json_lines(
-    lines: list[tuple[int, str]], path: str, error: json.JSONDecodeError
-) -> tuple[list[tuple[str, Any]], list[Skip]]:
-    name = epath.Path(path).name
-    rows, skips = [], []
-    for number, line in lines:
-        try:
-            rows.append((f"{name} line {number}", json.loads(line)))
-        except json.JSONDecodeError as line_error:
-            detail = f"{name} line {number}: {line_error}"
-            skips.append(Skip("", "", "line is not JSON", detail))
-    if not rows:  # a broken JSON document, not JSON lines
-        raise UserError(f"{path} is not JSON: {error}; mend or leave out that file")
+    text = _read_text(path)
+    kind = form or _recognise(text, path)
+    if kind == "tsv":
+        rows, skips = read_tsv(text, path)
+    elif kind == "csv":
+        rows, skips = read_csv(text, path, columns or Columns())
+    else:
+        rows, skips = read_json(text, path, form)
+    split = _split(path, {row.uid for row in rows})
+    dataset = _dataset_of_file(path)
+    rows = [dataclasses.replace(r, split=split, dataset=r.dataset or dataset) for r in rows]
     return rows, skips
 
 
-def _read_flat_row(row: Any, path: str, where: str) -> RawVideo:
-    """Read one object of the DST label generator's flat list (DATA.md, annotations 1)."""
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object, got {type(row).__name__}")
-    if not isinstance(row.get("video_uid"), str) or not row["video_uid"].strip():
-        raise ValueError("no video_uid")
-    if not isinstance(row.get("dst"), list):
-        raise ValueError('no "dst" list of nodes (flat JSON)')
-    if not all(isinstance(node, dict) for node in row["dst"]):
-        raise ValueError('"dst" holds something that is not a node')
-    extra = row.get("parsed_video_anns")
-    extra = extra if isinstance(extra, dict) else {}
-    nodes = tuple(
-        RawNode(
-            node.get("id"),
-            node.get("type"),
-            node.get("start_ts"),
-            node.get("end_ts"),
-            node.get("name"),
-        )
-        for node in row["dst"]
+def _read_text(path: str) -> str:
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark."""
+    try:
+        file = epath.Path(path)
+        if file.stat().length > MAX_FILE_BYTES:
+            limit = MAX_FILE_BYTES // 2**20
+            raise UserError(f"{path} is larger than {limit} MiB; split it into several files")
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}; mend or leave out that file") from None
+    marks = (mark for mark in _BYTE_ORDER_MARKS if content.startswith(mark))
+    encoding = _BYTE_ORDER_MARKS.get(next(marks, b""), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        name = encoding.removesuffix("-sig").upper()
+        raise UserError(f"{path} is not {name} (byte {error.start}); save it as UTF-8") from None
+    if "\0" in text:
+        place = len(text[: text.index("\0")].encode())
+        raise UserError(f"{path} is not UTF-8 text (zero byte at {place}); save it as UTF-8")
+    return text
+
+
+def _recognise(text: str, path: str) -> str:
+    """Return "json", "tsv" or "csv"; which JSON format it is, is seen row by row."""
+    start = text.lstrip()
+    if start.startswith(("{", "[")):
+        return "json"
+    first = start.partition("\n")[0].rstrip("\r")
+    if is_node_table(first):
+        return "tsv"
+    if len(table_cells(first)) > 1:
+        return "csv"
+    raise UserError(
+        f"{path} is {'in no known format' if start else 'empty'}; --annotations takes JSON, JSON "
+        "lines, TSV of nodes or CSV of segments"
     )
-    dataset = row.get("dataset") or extra.get("dataset") or _dataset_of_file(path)
-    return RawVideo(
-        row["video_uid"].strip(), nodes, str(dataset), split_of_file(path), extra.get("fps"), where
-    )
+
+
+def _split(path: str, uids: set[str]) -> str:
+    """Return the split of a file: by its name, or by its folder's if it holds a single video."""
+    if len(uids) != 1:
+        return split_of_file(path)
+    file = epath.Path(path)
+    named_after_video = file.stem.endswith(next(iter(uids)))
+    split = "" if named_after_video else split_of_file(path)
+    return split or _SPLIT_NAMES.get(file.parent.name.lower(), "")
 
 
 def _dataset_of_file(path: str) -> str:
-    """Hand-made files carry the dataset as a prefix of their name (`ego4d_grp-....json`)."""
     stem = epath.Path(path).stem.lower()
-    return next((name for name in DATASETS if stem.startswith(f"{name}_")), "")
+    names = (n for prefix, n in _DATASET_PREFIXES.items() if stem.startswith(f"{prefix}_"))
+    return next(names, "")

@@ -17,6 +17,11 @@ from vtalign_jax.errors import UserError
 
 _SECONDS_BETWEEN_LINES = 10.0
 _EXAMPLES = 3  # of each kind of warning
+_ASIDES = {  # one, several
+    "dialogue": ("line of dialogue", "lines of dialogue"),
+    "summary": ("summary", "summaries"),
+    "start": ("start mark", "start marks"),
+}
 
 
 class ProgressLine:
@@ -98,6 +103,13 @@ def print_warnings(warnings: list[Remark]) -> None:
         shown = "; ".join(filter(None, examples[:_EXAMPLES]))
         times = f" ({len(examples)} times)" if len(examples) > 1 else ""
         print(f"warning: {kind}{times}{': ' if shown else ''}{shown}")
+
+
+def print_asides(asides: collections.Counter[str]) -> None:
+    """Print how many lines of the annotations are no nodes by nature, if there are any."""
+    counts = [f"{asides[kind]} {_ASIDES[kind][asides[kind] > 1]}" for kind in asides]
+    if counts:
+        print(f"passed over {', '.join(counts)}")
 
 
 def closing_table(
