@@ -16,6 +16,7 @@ from tests.index_video import (
     write_video,
 )
 from tests.proassist_tree import write_arrow
+from vtalign_jax.dst import arrow
 from vtalign_jax.dst.arrow import ArrowFrames, row_step
 from vtalign_jax.dst.faults import FrameError, FrameFault
 
@@ -28,6 +29,12 @@ def _jpeg(index):
 
 def _write(path, indices, **options):
     write_arrow(path, [base64.b64encode(_jpeg(index)).decode() for index in indices], **options)
+
+
+def _write_rows(path, rows, kind):
+    schema = pa.schema([("frame", kind)])
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        writer.write_batch(pa.record_batch([pa.array(rows, kind)], schema=schema))
 
 
 def _ask(frames, times):
@@ -128,12 +135,43 @@ def test_what_is_no_frame_file_is_refused_with_a_reason(tmp_path):
         ArrowFrames(str(tmp_path / "missing.arrow"), 30.0)
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()])
+def test_text_and_bytes_of_either_length_are_read(tmp_path, kind):
+    rows = [_jpeg(0), _jpeg(1)]
+    if kind in (pa.string(), pa.large_string()):
+        rows = [base64.b64encode(row).decode() for row in rows]
+    _write_rows(tmp_path / "v.arrow", rows, kind)
+    frames = ArrowFrames(str(tmp_path / "v.arrow"), 30.0)
+    assert [found for _, found in frames.frames_at([0.1, 0.6])] == [_jpeg(0), _jpeg(1)]
+
+
+def test_columns_of_other_types_are_refused_with_their_type(tmp_path):
+    path = tmp_path / "v.arrow"
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    _write_rows(path, [{"bytes": b"1", "path": ""}], kind)
+    with pytest.raises(FrameError, match=r"column frame is struct<.*neither base64 text nor bytes"):
+        ArrowFrames(str(path), 30.0)
+    _write_rows(path, [1, 2], pa.int64())
+    with pytest.raises(FrameError, match="column frame is int64"):
+        ArrowFrames(str(path), 30.0)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary()])
+def test_a_field_that_is_too_long_is_refused_before_it_is_copied(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(arrow, "MAX_BYTES", 300)
+    values = {True: ["A" * 404, "A" * 400], False: [b"A" * 301, b"A" * 300]}
+    _write_rows(tmp_path / "v.arrow", values[kind == pa.string()], kind)
+    frames = ArrowFrames(str(tmp_path / "v.arrow"), 30.0)
+    (_, refused), (_, taken) = frames.frames_at([0.1, 0.6])
+    assert isinstance(refused, FrameFault)
+    assert "bytes are too many" in refused.detail
+    assert len(taken) == 300
+
+
 def test_a_row_that_is_not_base64_is_a_fault_and_its_neighbours_are_fine(tmp_path):
     path = tmp_path / "v.arrow"
     rows = [base64.b64encode(_jpeg(0)).decode(), "*no base64*", None]
-    schema = pa.schema([("frame", pa.string())])
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        writer.write_batch(pa.record_batch([pa.array(rows, pa.string())], schema=schema))
+    _write_rows(path, rows, pa.string())
     found = dict(_ask(ArrowFrames(str(path), 30.0), [0.1, 0.6, 1.1]))
     assert found[0.1] == 0
     assert isinstance(found[0.6], FrameFault)

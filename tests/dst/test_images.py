@@ -1,11 +1,11 @@
 import io
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile
 
 from tests.index_video import draw_index, read_index
-from vtalign_jax.dst import images
 from vtalign_jax.dst.images import encode_jpeg, make_square
 
 
@@ -82,12 +82,64 @@ def test_grey_jpegs_become_rgb():
     assert Image.open(io.BytesIO(encode_jpeg(data, 96, "square", 0))).mode == "RGB"
 
 
-def test_damaged_and_huge_pictures_are_refused(monkeypatch):
-    good = _jpeg(_noise(96, 96))
-    for bad in (b"", b"no picture", good[: len(good) // 2]):
-        with pytest.raises(ValueError, match="no readable JPEG"):
+def _encoded(picture, **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("options", [{"format": "PNG"}, {"format": "WEBP", "lossless": True}])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_png_and_webp_become_jpegs_even_at_the_right_size(options, mode):
+    if mode == "P" and options["format"] == "WEBP":
+        mode = "RGB"  # WebP has no palette
+    data = _encoded(Image.fromarray(draw_index(99, 96, 96)).convert(mode), **options)
+    picture = Image.open(io.BytesIO(encode_jpeg(data, 96, "square", 0)))
+    assert (picture.format, picture.mode, read_index(picture)) == ("JPEG", "RGB", 99)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_pictures_are_turned_as_their_exif_says_and_only_once(file_format):
+    upright = Image.fromarray(draw_index(1234, 96, 96))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees clockwise
+    data = _encoded(upright.rotate(90), format=file_format, exif=exif)
+    encoded = encode_jpeg(data, 96, "square", 0)
+    assert read_index(Image.open(io.BytesIO(encoded))) == 1234
+    assert ExifTags.Base.Orientation not in Image.open(io.BytesIO(encoded)).getexif()
+    assert encode_jpeg(encoded, 96, "square", 0) is encoded
+
+
+def test_exif_that_asks_for_no_turn_costs_no_copy():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 1
+    data = _encoded(_noise(96, 96), format="JPEG", exif=exif)
+    assert encode_jpeg(data, 96, "square", 0) is data
+
+
+def test_damaged_pictures_are_refused():
+    for bad in (b"", b"no picture", _encoded(_noise(96, 96), format="GIF")):
+        with pytest.raises(ValueError, match="neither JPEG, PNG nor WEBP"):
             encode_jpeg(bad, 96, "square", 0)
-    monkeypatch.setattr(images, "MAX_PIXELS", 96 * 96 - 1)
+    for file_format in ("JPEG", "PNG", "WEBP"):
+        good = _encoded(_noise(96, 96), format=file_format)
+        with pytest.raises(ValueError, match="damaged"):
+            encode_jpeg(good[: len(good) // 2], 96, "square", 0)
+
+
+def test_pictures_of_16_bits_are_refused_rather_than_clipped():
+    deep = Image.fromarray(np.full((96, 96), 40_000, np.uint16))
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        encode_jpeg(_encoded(deep, format="PNG"), 96, "square", 0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("edge", [10_000, 14_000])
+def test_a_picture_of_100_megapixels_is_refused_before_it_is_decoded(monkeypatch, edge):
+    data = bytearray(_encoded(Image.new("L", (16, 16)), format="JPEG"))
+    frame = data.index(b"\xff\xc0") + 5  # of the frame header: height, then width
+    data[frame : frame + 4] = struct.pack(">HH", edge, edge)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(ValueError, match="too large"):
-        encode_jpeg(good, 96, "square", 0)
+        encode_jpeg(bytes(data), 96, "square", 0)

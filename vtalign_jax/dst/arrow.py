@@ -1,7 +1,10 @@
 """ProAssist Arrow frames: an Arrow IPC stream of base64 JPEGs, about two a second.
 
 Every `step`-th frame of the video was kept, so row k shows the time from `k * step / source_fps`
-on, and the rate is 2.0 only for 30 and 60 frames a second (2.141 for 29.97).
+on, and the rate is 2.0 only for 30 and 60 frames a second (2.141 for 29.97). In a file made of
+several videos (a group of Ego4D) the count restarts with each, but the seams are not recorded: the
+rows are taken as those of one video, and each seam behind it shifts the rows after it by less than
+one row's time.
 """
 
 import base64
@@ -14,8 +17,12 @@ import pyarrow as pa
 from etils import epath
 
 from vtalign_jax.dst.faults import EPSILON, FrameError, FrameFault
+from vtalign_jax.dst.images import MAX_BYTES
 
 _COLUMNS = ("frame", "image")
+_TEXT = (pa.types.is_string, pa.types.is_large_string)  # base64
+_BASE64_GROWTH = 4 / 3
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary)  # the image file itself
 
 
 def row_step(source_fps: float) -> int:
@@ -30,11 +37,11 @@ class ArrowFrames:
         """Open the file.
 
         Args:
-          path: an Arrow IPC stream with a string column `frame` or `image`.
+          path: an Arrow IPC stream with a column `frame` or `image` of base64 text or of bytes.
           source_fps: frame rate of the video that the rows were taken from, frames a second.
 
         Raises:
-          FrameError: no Arrow stream, no such column, or a frame rate below 2.
+          FrameError: no Arrow stream, no such column or type, or a frame rate below 2.
         """
         self._path = path
         step = row_step(source_fps)
@@ -53,6 +60,11 @@ class ArrowFrames:
         name = next((name for name in _COLUMNS if name in reader.schema.names), None)
         if name is None:
             detail = f"{self._path}: no column {' or '.join(_COLUMNS)}"
+            raise FrameError("unreadable Arrow file", detail)
+        kind = reader.schema.field(name).type
+        self._is_text = any(is_type(kind) for is_type in _TEXT)
+        if not self._is_text and not any(is_type(kind) for is_type in _BYTES):
+            detail = f"{self._path}: column {name} is {kind}, neither base64 text nor bytes"
             raise FrameError("unreadable Arrow file", detail)
         columns, starts, self._rows = [], [], 0
         try:
@@ -91,11 +103,14 @@ class ArrowFrames:
 
     def _picture(self, row: int) -> bytes | FrameFault:
         batch = next(n for n in reversed(range(len(self._starts))) if self._starts[n] <= row)
-        text = self._columns[batch][row - self._starts[batch]].as_py()
+        value = self._columns[batch][row - self._starts[batch]].as_buffer()  # uncopied
+        size = value.size if value else 0
         try:
-            if not text:
+            if not size:
                 raise ValueError("empty")
-            return base64.b64decode(text, validate=True)
+            if size > (_BASE64_GROWTH * MAX_BYTES if self._is_text else MAX_BYTES):
+                raise ValueError(f"{size} bytes are too many")
+            return base64.b64decode(value, validate=True) if self._is_text else value.to_pybytes()
         except (binascii.Error, ValueError) as error:
             return FrameFault("damaged picture", f"{self._path} row {row}: {error}")
 

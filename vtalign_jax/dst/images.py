@@ -1,11 +1,16 @@
 """Pictures of any size -> JPEG bytes of the model's square."""
 
 import io
+import warnings
 
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 JPEG_QUALITY = 95
 MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded
+MAX_BYTES = 64 * 2**20  # larger image files are refused before they are read
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # Pillow's conversion to RGB would clip them
 
 _ROTATIONS = {  # degrees counter-clockwise
     90: Image.Transpose.ROTATE_90,
@@ -37,14 +42,21 @@ def make_square(picture: Image.Image, size: int, fit: str, rotate: int) -> Image
 def encode_jpeg(picture: Image.Image | bytes, size: int, fit: str, rotate: int) -> bytes:
     """Return the picture as JPEG bytes of size x size pixels.
 
-    JPEG bytes that already have that size and are not to be turned come back untouched.
+    Args:
+      picture: RGB, or the bytes of an image file (JPEG, PNG, WebP), which is turned as its EXIF
+        orientation says. A JPEG that has the size already and is not to be turned comes back
+        untouched.
+      size: pixels.
+      fit: see `make_square`.
+      rotate: see `make_square`.
 
     Raises:
-      ValueError: bytes that are no picture, damaged or too large.
+      ValueError: bytes that are no such picture, damaged or too large.
     """
     if isinstance(picture, bytes):
         opened = _open(picture)
-        if opened.size == (size, size) and opened.mode == "RGB" and not rotate:
+        is_ready = opened.format == "JPEG" and opened.mode == "RGB" and not rotate
+        if is_ready and opened.size == (size, size):
             return picture
         picture = opened
     buffer = io.BytesIO()
@@ -53,15 +65,25 @@ def encode_jpeg(picture: Image.Image | bytes, size: int, fit: str, rotate: int) 
 
 
 def _open(data: bytes) -> Image.Image:
+    """Return a decoded image file; one that its EXIF turned has no `format` any more."""
     try:
-        picture = Image.open(io.BytesIO(data), formats=("JPEG",))
+        with warnings.catch_warnings():  # of sizes that are refused below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"picture of {width} x {height} pixels is too large")
-        picture.load()  # a JPEG that is cut short must fail here, not in training
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"no readable JPEG: {error}") from None
-    return picture
+        if picture.mode in _DEEP_MODES:
+            raise ValueError(f"picture of mode {picture.mode}, more than 8 bits a channel")
+        picture.load()  # a picture that is cut short must fail here, not in training
+        is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(picture) if is_turned else picture
+    except UnidentifiedImageError:
+        raise ValueError(f"neither {', '.join(_FORMATS[:-1])} nor {_FORMATS[-1]}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"picture is too large: {error}") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"damaged: {error}") from None
 
 
 def _longest_edge(width: int, height: int, size: int) -> tuple[int, int]:
