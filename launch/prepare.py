@@ -2,9 +2,10 @@ r"""Annotations + videos -> a TFDS dataset of clip-text pairs in ArrayRecord.
 
 python launch/prepare.py --annotations=train.json,val.json --videos=videos --out=datasets/dst_clips
 
-Frames are found by uid below --videos, as video files or as ProAssist Arrow frames;
---layout=assembly101 knows that dataset's names. What cannot be used is left out, named in
-<out>/skipped.jsonl, and counted in the table at the end.
+Frames are found by uid below --videos: ProAssist Arrow frames, video files, or folders of numbered
+images. --layout knows how six datasets name them; --uid_pattern and --path_template describe other
+names, for instance --uid_pattern='(?P<seq>.+)_(?P<cam>.+)' --path_template='{seq}/{cam}.mp4'.
+What cannot be used is left out, named in <out>/skipped.jsonl, and counted in the table at the end.
 """
 
 import os
@@ -21,6 +22,7 @@ from data.dst_clips.write import (
 )
 from vtalign_jax import commandline
 from vtalign_jax.dst import report
+from vtalign_jax.dst.layouts import LAYOUTS
 from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Plan, Settings, make_plan
 from vtalign_jax.dst.readers import FORMATS
@@ -35,12 +37,20 @@ flags.DEFINE_string("start_column", _DEFAULT.start_column, "CSV: where a segment
 flags.DEFINE_string("end_column", _DEFAULT.end_column, "CSV: where a segment ends.")
 flags.DEFINE_string("text_column", _DEFAULT.text_column, "CSV: what is done in a segment.")
 flags.DEFINE_string("id_column", "", "CSV: its id; default: narration_id, else the row's number.")
-flags.DEFINE_string("videos", "", "Comma-separated folders of video files or Arrow frames.")
+flags.DEFINE_string("videos", "", "Comma-separated folders of videos, Arrow frames, images.")
 flags.DEFINE_string("out", "datasets/dst_clips", "Where the dataset goes.")
-flags.DEFINE_string("layout", "", "Names of a known dataset's files: assembly101.")
+flags.DEFINE_string("layout", "", f"Names of a known dataset's files: {', '.join(LAYOUTS)}.")
+flags.DEFINE_string("uid_pattern", "", "Regular expression of whole uids with (?P<named>groups).")
+flags.DEFINE_string(
+    "path_template",
+    "",
+    "Comma-separated paths below --videos, of {uid}, {dataset} and groups of --uid_pattern; * is "
+    "any name. Without an ending, Arrow frames, videos and folders of images are tried.",
+)
+flags.DEFINE_string("recording_template", "", "The recording of a uid, from the same names.")
 flags.DEFINE_string("fit", "", "square or center_crop; default: the layout's, else square.")
 flags.DEFINE_integer("rotate", None, "Degrees counter-clockwise; default: the layout's, else 0.")
-flags.DEFINE_float("source_fps", None, "Frame rate behind Arrow frames that nothing else tells.")
+flags.DEFINE_float("source_fps", None, "Frame rate of images, or behind Arrow frames.")
 flags.DEFINE_integer("limit_videos", 0, "Take this many videos only, for a first try; 0: all.")
 flags.DEFINE_integer("image_size", _DEFAULT.image_size, "Edge of the stored square, in pixels.")
 flags.DEFINE_integer("frames", _DEFAULT.frames, "Frames stored a clip; a run may use fewer.")

@@ -32,6 +32,10 @@ def make(tmp_path):
     return plan
 
 
+def _jobs(plan):
+    return [job for jobs in plan.jobs.values() for job in jobs]
+
+
 def _uids(plan):
     return {s: [job.pairs[0].uid for job in jobs] for s, jobs in plan.jobs.items()}
 
@@ -69,11 +73,57 @@ def test_some_missing_videos_are_skipped_with_the_clips_they_cost(make):
 
 
 def test_no_frames_at_all_is_one_clear_error(make, tmp_path):
-    with pytest.raises(UserError, match=r"no frames for uid a; tried .*a\.arrow.*--layout="):
+    with pytest.raises(
+        UserError, match=r"no frames for uid a; tried .*/a{\.arrow.*; .* holds noth"
+    ):
         make({"train.json": [_row("a")]})
     (tmp_path / "videos" / "s__c.arrow").write_bytes(b"1")
     with pytest.raises(UserError, match=r"try --layout=assembly101$"):
         make({"train.json": [_row("assembly_s__c")]})
+
+
+def test_a_template_names_the_files_and_the_recordings(make, tmp_path):
+    (tmp_path / "videos" / "lab" / "a").mkdir(parents=True)
+    for camera in ("1", "2"):
+        (tmp_path / "videos" / "lab" / "a" / f"{camera}.mp4").write_bytes(b"12345")
+    rows = [{**_row(f"a-{camera}"), "dataset": "lab"} for camera in ("1", "2")]
+    plan = make(
+        {"train.json": rows},
+        uid_pattern=r"(?P<seq>\w+)-(?P<cam>\w+)",
+        path_template="{dataset}/{seq}/{cam}.mp4",
+        recording_template="{seq}",
+    )
+    assert [job.source.name for job in plan.jobs["train"]] == ["lab/a/1.mp4", "lab/a/2.mp4"]
+    pairs = [pair for job in plan.jobs["train"] for pair in job.pairs]
+    assert {pair.recording_id for pair in pairs} == {"a"}
+
+
+def test_splits_and_leakage_go_by_the_recordings_of_the_layout(make):
+    files = {"train.json": [_row("grp-r"), _row("s")], "val.json": [_row("r")]}
+    videos = ["r", "s", "grp-r"]
+    assert len(make(files, videos).jobs["train"]) == 2
+    with pytest.raises(UserError, match=r"e\.g\. r;"):
+        make(files, videos, layout="ego4d")
+    rows = {name: [{**row, "dataset": "ego4d"} for row in part] for name, part in files.items()}
+    with pytest.raises(UserError, match=r"e\.g\. r;"):
+        make(rows, videos)
+
+
+def test_a_layout_and_a_pattern_exclude_each_other(make):
+    with pytest.raises(UserError, match=r"--layout=wtag and --uid_pattern"):
+        make({"train.json": [_row("a")]}, "a", layout="wtag", path_template="{uid}.mp4")
+    with pytest.raises(UserError, match="--uid_pattern"):
+        make({"train.json": [_row("a")]}, "a", uid_pattern="(", path_template="{uid}.mp4")
+
+
+def test_images_without_a_rate_are_one_error_naming_the_flag(make, tmp_path):
+    (tmp_path / "videos" / "b").mkdir(parents=True)
+    (tmp_path / "videos" / "b" / "1.png").write_bytes(b"1")
+    files = {"train.json": [_row("a"), _row("b")]}
+    with pytest.raises(UserError, match=r"videos/b is a folder of images; .*--source_fps"):
+        make(files, "a")
+    kinds = {job.pairs[0].uid: job.source.kind for job in _jobs(make(files, "a", source_fps=1.0))}
+    assert kinds == {"a": "video", "b": "images"}
 
 
 def test_leakage_is_an_error_or_dropped_and_counted(make):
@@ -161,7 +211,7 @@ def test_adaptive_windows_compare_all_annotated_recordings_at_hand_or_not(make):
         ("strategy", "whole"),
         ("pad_seconds", 0.0),
         ("val_fraction", 1.0),
-        ("source_fps", 0.5),
+        ("source_fps", -1.0),
     ],
 )
 def test_a_wrong_flag_is_named(make, flag, value):

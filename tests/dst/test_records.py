@@ -5,7 +5,7 @@ from PIL import Image
 
 from tests.index_video import constant_ticks, read_index, write_video
 from vtalign_jax.dst import records
-from vtalign_jax.dst.layouts import Finder
+from vtalign_jax.dst.finder import Finder
 from vtalign_jax.dst.nodes import Node, Video
 from vtalign_jax.dst.pairs import make_pairs
 from vtalign_jax.dst.records import PAIRS_A_JOB, Job, make_jobs, render

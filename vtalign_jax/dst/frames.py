@@ -7,10 +7,11 @@ from PIL import Image
 
 from vtalign_jax.dst.arrow import ArrowFrames
 from vtalign_jax.dst.faults import FrameFault
-from vtalign_jax.dst.layouts import Source
+from vtalign_jax.dst.finder import Source
+from vtalign_jax.dst.image_folder import ImageFolder
 from vtalign_jax.dst.video import VideoFile, frame_rate
 
-Picture = Image.Image | bytes  # bytes: a JPEG as it was found
+Picture = Image.Image | bytes  # bytes: an image file as it was found
 
 
 class FrameSource(Protocol):
@@ -38,5 +39,7 @@ def open_source(source: Source) -> FrameSource:
     """
     if source.kind == "video":
         return VideoFile(source.path)
+    if source.kind == "images":
+        return ImageFolder(source.path, source.source_fps)
     fps = frame_rate(source.video_path) if source.video_path else source.source_fps
     return ArrowFrames(source.path, fps)

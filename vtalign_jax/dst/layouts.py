@@ -1,165 +1,150 @@
-"""Where the frames of a uid lie: one table row a dataset, and the search through the folders."""
+"""How datasets name their files and recordings: one table row a dataset, or one made of flags."""
 
 import dataclasses
 import re
 
-from etils import epath
-
 from vtalign_jax.dst.nodes import Video
+from vtalign_jax.dst.templates import check_path_template, check_template, fill
 from vtalign_jax.errors import UserError
 
-VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mpeg", ".mpg", ".mov", ".m4v", ".ts", ".MP4")
-ASSUMED_FPS = 30.0
+VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mpeg", ".mpg", ".mov", ".m4v", ".ts")
+ARROW_EXTENSION = ".arrow"
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a dataset names its files.
+    """How a dataset names its files and recordings.
+
+    The templates hold the groups of `uid`, and `{uid}` and `{dataset}`. A path without extension is
+    tried as Arrow frames, as a video with each of `VIDEO_EXTENSIONS`, and as a folder of images.
 
     Attributes:
-      uid: uids that the row speaks about; all others are looked up under their own name.
-      arrow: name of the Arrow frames, from the groups of `uid`.
-      videos: paths of the video file below a `--videos` folder; without extension, any is taken.
+      uid: uids that the row speaks about, matched as a whole.
+      frames: paths of Arrow frames or folders of images below a `--videos` folder, which are taken
+        as they are.
+      videos: paths of the raw video file below a `--videos` folder; `*` stands for any name.
+      recording: the recording; "" for the rule of `identity.recording_id`.
       fit: how raw videos of this dataset are made square, unless a flag says otherwise.
       rotate: degrees counter-clockwise that raw videos are turned, unless a flag says otherwise.
     """
 
     uid: re.Pattern[str]
-    arrow: str
+    frames: tuple[str, ...]
     videos: tuple[str, ...]
+    recording: str = ""
     fit: str = "square"
     rotate: int = 0
 
+    def match(self, video: Video) -> dict[str, str] | None:
+        """Return what the names in braces stand for, None if the row does not speak about it."""
+        match = self.uid.fullmatch(video.uid)
+        if match is None:
+            return None
+        known = {"uid": video.uid, "dataset": video.dataset}
+        return known | match.groupdict(default="")
 
-_PLAIN = Layout(re.compile(r"(?P<uid>.+)"), "{uid}", ("{uid}",))
+
+_FRAMES = ("{uid}", "frames/{uid}")
+_ANY = re.compile(r".+")
+
+PLAIN = Layout(_ANY, _FRAMES, ("{uid}",))
 
 LAYOUTS = {
     "assembly101": Layout(
         re.compile(r"(?:dis)?assembly_(?P<seq>.+)__(?P<cam>.+)"),
-        "{seq}__{cam}",
+        ("{seq}__{cam}", "frames/{seq}__{cam}"),
         ("{seq}/{cam}.mp4",),
+        "{seq}",
         fit="center_crop",
         rotate=90,
     ),
+    "ego4d": Layout(  # a group is named after its first video
+        re.compile(r"(?:grp-)?(?P<id>.+)"), ("{id}", "frames/{id}"), ("{id}.mp4",), "{id}"
+    ),
+    "holoassist": Layout(_ANY, _FRAMES, ("{uid}/Export_py/Video_pitchshift.mp4",), "{uid}"),
+    "epickitchens": Layout(
+        re.compile(r"(?P<participant>P\d+)_.+"),
+        _FRAMES,
+        ("EK100/{participant}/videos/{uid}.MP4", "EK55/videos/*/*/{uid}.MP4"),
+        "{uid}",
+    ),
+    "egoexolearn": Layout(_ANY, _FRAMES, ("{uid}.mp4",), "{uid}"),
+    "wtag": Layout(_ANY, _FRAMES, ("{uid}/Video/Video.mpeg",), "{uid}"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """The frames of one uid, and how they are to be made square.
+class Naming:
+    """Which row of `LAYOUTS`, or which row made of flags, speaks about a video.
 
     Attributes:
-      kind: "video" or "arrow".
-      path: the file.
-      name: the file below its `--videos` folder, part of the fingerprint.
-      num_bytes: size of the file, part of the fingerprint.
-      fit: "square" or "center_crop".
-      rotate: degrees counter-clockwise.
-      video_path: Arrow only: the video the rows were taken from, whose frame rate counts; or "".
-      source_fps: Arrow only: frame rate to use when there is no such video.
+      layout: a key of `LAYOUTS`, or "".
+      custom: the row that the flags make (`make_layout`), or None.
     """
 
-    kind: str
-    path: str
-    name: str
-    num_bytes: int
-    fit: str
-    rotate: int
-    video_path: str = ""
-    source_fps: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Finder:
-    """Finds frame sources below the `--videos` folders.
-
-    Attributes:
-      roots: the folders.
-      layout: a key of `LAYOUTS`, or "" for files named after the uid.
-      fit: overrides the layout's if not "".
-      rotate: overrides the layout's if not None.
-      source_fps: the flag's value, or None.
-    """
-
-    roots: tuple[str, ...]
     layout: str = ""
-    fit: str = ""
-    rotate: int | None = None
-    source_fps: float | None = None
+    custom: Layout | None = None
 
-    def find(self, video: Video) -> tuple[Source | None, list[str], str]:
-        """Return the source (Arrow frames before video files), the paths tried, and a warning.
+    def rows(self, video: Video) -> list[tuple[Layout, dict[str, str]]]:
+        """Return the rows to look a video up by, first one first, and what they made of its uid.
 
-        The frame rate of Arrow frames comes from the video if it is at hand, else from the
-        annotation, else from `source_fps`, else it is taken to be 30 with a warning.
+        The row that a flag names stands alone where it speaks about the uid. Otherwise the row of
+        the dataset that the annotation names comes first and the uid's own name second.
         """
-        row = LAYOUTS[self.layout] if self.layout else _PLAIN
-        match = row.uid.fullmatch(video.uid)
-        if not match:
-            row, match = _PLAIN, _PLAIN.uid.fullmatch(video.uid)
-        names = match.groupdict()
-        arrow = row.arrow.format(**names)
-        arrow_paths = [f"{folder}{arrow}.arrow" for folder in ("", "frames/")]
-        video_paths = [
-            path if path.endswith(VIDEO_EXTENSIONS) else f"{path}{extension}"
-            for path in (template.format(**names) for template in row.videos)
-            for extension in ([""] if path.endswith(VIDEO_EXTENSIONS) else VIDEO_EXTENSIONS)
-        ]
-        found_arrow, found_video = self._first(arrow_paths), self._first(video_paths)
-        if found_arrow:
-            fps = video.source_fps or self.source_fps
-            warning = ""
-            if not found_video and not fps:
-                warning = f"frame rate taken to be {ASSUMED_FPS:g} (--source_fps)"
-            source = Source(
-                "arrow",
-                *found_arrow,
-                fit=self.fit or "square",
-                rotate=self.rotate or 0,
-                video_path=found_video[0] if found_video else "",
-                source_fps=fps or ASSUMED_FPS,
-            )
-            return source, [], warning
-        if found_video:
-            rotate = row.rotate if self.rotate is None else self.rotate
-            return Source("video", *found_video, fit=self.fit or row.fit, rotate=rotate), [], ""
-        tried = [f"{root}/{arrow_paths[0]}" for root in self.roots] + [
-            f"{root}/{_shorten(row.videos[0].format(**names))}" for root in self.roots
-        ]
-        return None, tried, ""
+        flagged = self.custom or LAYOUTS.get(self.layout)
+        if flagged and (values := flagged.match(video)) is not None:
+            return [(flagged, values)]
+        rows = (LAYOUTS.get(video.dataset.lower()), PLAIN)
+        return [(row, values) for row in rows if row and (values := row.match(video)) is not None]
 
-    def _first(self, names: list[str]) -> tuple[str, str, int] | None:
-        for root in self.roots:
-            for name in names:
-                path = epath.Path(root) / name
-                if path.is_file():
-                    return str(path), name, path.stat().length
-        return None
-
-    def suggestion(self, videos: list[Video]) -> str:
-        """Return advice for uids without frames: a layout that finds some, if one does."""
-        for name in LAYOUTS:
-            finder = dataclasses.replace(self, layout=name)
-            if name != self.layout and any(finder.find(video)[0] for video in videos[:100]):
-                return f"try --layout={name}"
-        others = [name for name in LAYOUTS if name != self.layout]
-        return "check --videos" + (f", or try --layout={'|'.join(others)}" if others else "")
+    def name_recording(self, video: Video) -> Video:
+        """Return the video with its recording's name, where a row has one."""
+        rows = self.rows(video) + BY_DATASET.rows(video)
+        named = (fill(row.recording, values) for row, values in rows)
+        return dataclasses.replace(video, named_recording=next(filter(None, named), ""))
 
 
-def check_roots(roots: str) -> tuple[str, ...]:
-    """Return the comma-separated folders of `--videos`.
+BY_DATASET = Naming()
+
+
+def make_layout(uid_pattern: str, path_template: str, recording_template: str) -> Layout | None:
+    """Return the row that `--uid_pattern`, `--path_template` and `--recording_template` make.
+
+    Args:
+      uid_pattern: a regular expression for whole uids; "" for any.
+      path_template: comma-separated; "" for the uid's own name. What ends in a video extension is a
+        raw video, anything else frames that were made ready.
+      recording_template: "" for the rule that holds without the flags.
+
+    Returns:
+      None if none of the three is given.
 
     Raises:
-      UserError: no folder, or one that does not exist.
+      UserError: no regular expression, a template with an unknown name, a path that leaves its
+        folder, or a pattern that nothing uses.
     """
-    folders = tuple(part.strip().rstrip("/") for part in roots.split(",") if part.strip())
-    if not folders:
-        raise UserError("--videos names no folder; give the folder of the videos or Arrow frames")
-    for folder in folders:
-        if not epath.Path(folder).is_dir():
-            raise UserError(f"no folder {folder}; --videos takes the folder of videos or frames")
-    return folders
+    if not (uid_pattern or path_template or recording_template):
+        return None
+    if not (path_template or recording_template):
+        raise UserError("--uid_pattern alone changes nothing; add --path_template='{group}.mp4'")
+    try:
+        pattern = re.compile(uid_pattern or _ANY.pattern)
+    except re.error as error:
+        raise UserError(f"--uid_pattern={uid_pattern} is no regular expression: {error}") from None
+    names = {"uid", "dataset", *pattern.groupindex}
+    check_template(recording_template, names, "recording_template", "uid_pattern")
+    paths = tuple(part.strip() for part in path_template.split(",")) if path_template else ()
+    for path in paths:
+        check_template(path, names, "path_template", "uid_pattern")
+        check_path_template(path, "path_template")
+    videos = tuple(path for path in paths if is_video(path))
+    frames = tuple(path for path in paths if not is_video(path))
+    bare = tuple(path for path in frames if not path.lower().endswith(ARROW_EXTENSION))
+    if not paths:
+        return Layout(pattern, PLAIN.frames, PLAIN.videos, recording_template)
+    return Layout(pattern, frames, videos + bare, recording_template)
 
 
-def _shorten(path: str) -> str:
-    return path if path.endswith(VIDEO_EXTENSIONS) else f"{path}.{{mp4,mkv,...}}"
+def is_video(path: str) -> bool:
+    """Return whether a path ends as video files do."""
+    return path.lower().endswith(VIDEO_EXTENSIONS)

@@ -4,6 +4,8 @@ import collections
 import dataclasses
 from typing import Any
 
+from vtalign_jax.dst.identity import recording_id
+
 LEVELS = ("step", "substep", "action")  # from the root down
 
 
@@ -87,6 +89,7 @@ class Video:
       dataset: name of the source dataset, "" if the annotation does not say.
       split: "train", "val", "test", or "" as long as none is given.
       source_fps: frame rate of the source video according to the annotation, frames a second.
+      named_recording: the recording according to the layout, "" if it names none.
     """
 
     uid: str
@@ -94,6 +97,12 @@ class Video:
     dataset: str = ""
     split: str = ""
     source_fps: float | None = None
+    named_recording: str = ""
+
+    @property
+    def recording_id(self) -> str:
+        """The recording: as the layout names it, else by the rule of `identity.recording_id`."""
+        return self.named_recording or recording_id(self.uid)
 
 
 @dataclasses.dataclass(frozen=True)

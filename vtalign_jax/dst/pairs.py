@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from vtalign_jax.dst.identity import recording_id, text_key
+from vtalign_jax.dst.identity import text_key
 from vtalign_jax.dst.nodes import LEVELS, Node, Video
 from vtalign_jax.errors import UserError
 
@@ -81,7 +81,6 @@ def make_pairs(
     """
     names = {node.node_id: node.name for node in video.nodes}
     orders = _orders(video.nodes)
-    recording = recording_id(video.uid)
     pairs = []
     for node in video.nodes:
         if not is_chosen(node, levels):
@@ -96,7 +95,7 @@ def make_pairs(
                 parent_text=names[node.ancestor_ids[-1]] if node.ancestor_ids else "",
                 level=node.level,
                 dataset=video.dataset,
-                recording_id=recording,
+                recording_id=video.recording_id,
                 text_key=text_key(node.name),
                 order=orders[node.node_id],
                 node_start=node.start,

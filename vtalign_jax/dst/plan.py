@@ -5,7 +5,8 @@ import dataclasses
 import hashlib
 import json
 
-from vtalign_jax.dst.layouts import LAYOUTS, Finder, check_roots
+from vtalign_jax.dst.finder import Finder, check_roots
+from vtalign_jax.dst.layouts import LAYOUTS, Naming, make_layout
 from vtalign_jax.dst.nodes import Remark, Skip, Video
 from vtalign_jax.dst.pairs import WindowOf, is_chosen, make_pairs, parse_levels
 from vtalign_jax.dst.readers import FORMATS, expand_paths, read_annotations
@@ -28,11 +29,14 @@ class Settings:
 
     Attributes:
       annotations: comma-separated files or globs.
-      videos: comma-separated folders of videos or Arrow frames.
+      videos: comma-separated folders of videos, Arrow frames or folders of images.
       layout: a key of `layouts.LAYOUTS`, or "".
+      uid_pattern: see `layouts.make_layout`.
+      path_template: see `layouts.make_layout`.
+      recording_template: see `layouts.make_layout`.
       fit: "square", "center_crop", or "" for the layout's own.
       rotate: degrees counter-clockwise, or None for the layout's own.
-      source_fps: frame rate of Arrow frames whose video and annotation do not tell it.
+      source_fps: frame rate of images, and of Arrow frames whose video and annotation do not tell.
       limit_videos: videos to take, in turn from each split; 0 for all.
       image_size: pixels.
       frames: frames to look for in each window; a run may use fewer.
@@ -53,6 +57,9 @@ class Settings:
     annotations: str
     videos: str
     layout: str = ""
+    uid_pattern: str = ""
+    path_template: str = ""
+    recording_template: str = ""
     fit: str = ""
     rotate: int | None = None
     source_fps: float | None = None
@@ -123,7 +130,7 @@ def check_settings(settings: Settings) -> None:
         "window_seconds": (shortest, 3600.0),
         "pad_seconds": (shortest / 2, 3600.0),
         "val_fraction": (0.0, 0.9),
-        "source_fps": (2.0, 1000.0),
+        "source_fps": (0.01, 1000.0),
     }
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
@@ -131,12 +138,28 @@ def check_settings(settings: Settings) -> None:
             raise UserError(f"--{name} must lie in [{low:g}, {high:g}], got {value}")
 
 
-def read_videos(settings: Settings) -> Checked:
-    """Read and check all annotation files.
+def make_naming(settings: Settings) -> Naming:
+    """Return how files and recordings are named.
 
     Raises:
-      UserError: a path that names no file, or a file that cannot be read.
+      UserError: see `layouts.make_layout`, and a layout beside a pattern.
     """
+    custom = make_layout(settings.uid_pattern, settings.path_template, settings.recording_template)
+    if custom and settings.layout:
+        raise UserError(
+            f"--layout={settings.layout} and --uid_pattern, --path_template, --recording_template "
+            "exclude each other; give one way to name the files"
+        )
+    return Naming(settings.layout, custom)
+
+
+def read_videos(settings: Settings) -> Checked:
+    """Read and check all annotation files, and name the recordings.
+
+    Raises:
+      UserError: a path that names no file, a file that cannot be read, or a wrong naming flag.
+    """
+    naming = make_naming(settings)
     columns = Columns(
         settings.uid_column,
         settings.start_column,
@@ -150,7 +173,8 @@ def read_videos(settings: Settings) -> Checked:
         rows += file_rows
         skips += file_skips
     checked = build_videos(rows)
-    return dataclasses.replace(checked, skips=skips + checked.skips)
+    named = [naming.name_recording(video) for video in checked.videos]
+    return dataclasses.replace(checked, videos=named, skips=skips + checked.skips)
 
 
 def make_plan(settings: Settings) -> Plan:
@@ -160,6 +184,7 @@ def make_plan(settings: Settings) -> Plan:
       UserError: a wrong flag, an unreadable annotation file, leakage, or no frames for any uid.
     """
     check_settings(settings)
+    naming = make_naming(settings)
     levels = parse_levels(settings.levels)
     roots = check_roots(settings.videos)
     checked = read_videos(settings)
@@ -169,9 +194,7 @@ def make_plan(settings: Settings) -> Plan:
     )
     if shared:
         warnings.append(Remark("", "", "recording(s) stand in val and in test", str(shared)))
-    finder = Finder(
-        roots, settings.layout, settings.fit, settings.rotate, settings.source_fps or None
-    )
+    finder = Finder(roots, naming, settings.fit, settings.rotate, settings.source_fps or None)
     window_of = window_chooser(
         settings.strategy,
         videos,
@@ -213,13 +236,15 @@ def _find_frames(
         pairs = make_pairs(video, levels, window_of, settings.frames)
         if not pairs:
             continue
-        source, tried, warning = finder.find(video)
+        source, tried, remarks = finder.find(video)
         if source is None:
             detail = f"tried {', '.join(tried)}"
             skips.append(Skip(video.uid, "", "no frames", detail, len(pairs)))
             continue
+        if source.kind == "images" and not source.source_fps:
+            raise UserError(f"{source.path} is a folder of images; give its rate as --source_fps")
         taken += 1
-        warnings += [Remark(video.uid, "", warning)] if warning else []
+        warnings += remarks
         jobs.setdefault(video.split, []).extend(make_jobs(pairs, source, settings.image_size))
     if settings.limit_videos and skips:
         reason = "--limit_videos passed over uid(s) without frames"

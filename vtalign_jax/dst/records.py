@@ -8,16 +8,16 @@ from typing import Any
 import pyarrow as pa
 
 from vtalign_jax.dst.faults import FrameError, FrameFault
+from vtalign_jax.dst.finder import Source
 from vtalign_jax.dst.frames import FrameSource, open_source
 from vtalign_jax.dst.images import encode_jpeg
-from vtalign_jax.dst.layouts import Source
 from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.pairs import Pair
 from vtalign_jax.dst.tree import SLACK_SECONDS
 
 PAIRS_A_JOB = 64  # bounds the memory of a worker, however long the video
 
-_FORMAT = 2  # to be raised whenever the same job gives other records
+_FORMAT = 3  # to be raised whenever the same job gives other records
 
 SCHEMA = pa.schema(  # of a record, its frames apart
     [

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 
-from vtalign_jax.dst.identity import recording_id
 from vtalign_jax.dst.nodes import Video
 from vtalign_jax.errors import UserError
 
@@ -18,8 +17,8 @@ def assign_splits(videos: list[Video], val_fraction: float) -> list[Video]:
       videos: `split` is "" where none was given.
       val_fraction: in [0, 1).
     """
-    given = {recording_id(video.uid): video.split for video in videos if video.split}
-    free = {recording_id(video.uid) for video in videos if not video.split} - given.keys()
+    given = {video.recording_id: video.split for video in videos if video.split}
+    free = {video.recording_id for video in videos if not video.split} - given.keys()
     ranked = sorted(free, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     wanted = round(len(ranked) * val_fraction)
     if val_fraction > 0 and len(ranked) > 1 and "val" not in given.values():
@@ -27,7 +26,7 @@ def assign_splits(videos: list[Video], val_fraction: float) -> list[Video]:
     for position, name in enumerate(ranked):
         given[name] = "val" if position < wanted else "train"
     return [
-        video if video.split else dataclasses.replace(video, split=given[recording_id(video.uid)])
+        video if video.split else dataclasses.replace(video, split=given[video.recording_id])
         for video in videos
     ]
 
@@ -48,7 +47,7 @@ def settle_leakage(videos: list[Video], on_leakage: str) -> tuple[list[Video], l
     """
     sides: dict[str, set[str]] = {}
     for video in videos:
-        sides.setdefault(recording_id(video.uid), set()).add(video.split)
+        sides.setdefault(video.recording_id, set()).add(video.split)
     leaking = sorted(name for name, on in sides.items() if "train" in on and len(on) > 1)
     shared = sum({"val", "test"} <= on for on in sides.values())
     if leaking and on_leakage == "error":
@@ -59,6 +58,6 @@ def settle_leakage(videos: list[Video], on_leakage: str) -> tuple[list[Video], l
     names = frozenset(leaking)
     kept, dropped = [], []
     for video in videos:
-        leaks = video.split == "train" and recording_id(video.uid) in names
+        leaks = video.split == "train" and video.recording_id in names
         (dropped if leaks else kept).append(video)
     return kept, dropped, shared

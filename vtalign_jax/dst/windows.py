@@ -10,7 +10,6 @@ import collections
 import statistics
 from collections.abc import Callable
 
-from vtalign_jax.dst.identity import recording_id
 from vtalign_jax.dst.nodes import Node, Video
 from vtalign_jax.dst.pairs import WindowOf, is_chosen
 
@@ -81,14 +80,14 @@ def _adaptive(
     for video in videos:
         middles = [(node.start + node.end) / 2 for node in video.nodes if is_chosen(node, levels)]
         if len(middles) > 1:
-            gaps[recording_id(video.uid)].append((max(middles) - min(middles), len(middles) - 1))
+            gaps[video.recording_id].append((max(middles) - min(middles), len(middles) - 1))
     means = {
         recording: sum(seconds for seconds, _ in of_uids) / sum(count for _, count in of_uids)
         for recording, of_uids in gaps.items()
     }
     beta = {recording: mean for recording, mean in means.items() if mean > 0}
     alpha = statistics.fmean(beta.values()) if beta else 1.0
-    return lambda video, node: window_seconds * beta.get(recording_id(video.uid), alpha) / alpha
+    return lambda video, node: window_seconds * beta.get(video.recording_id, alpha) / alpha
 
 
 STRATEGIES = {"center": _center, "span": _span, "adaptive": _adaptive}
