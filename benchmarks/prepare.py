@@ -15,17 +15,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
-import numpy as np
 from PIL import Image
 
+from benchmarks.recording import write_recording
 from data.dst_clips.render import make_pool, render_all
 from vtalign_jax.dst.images import encode_jpeg
 from vtalign_jax.dst.plan import Plan, Settings, make_plan
 from vtalign_jax.dst.records import Job, render
-
-_FPS, _WIDTH, _HEIGHT = 30, 640, 360
-_SECONDS_A_NODE = 3
-_WORLD = 2  # edge of the picture that the camera moves over, in frames
 
 
 def measure(annotations: str, videos: str, workers: int, repeats: int) -> Iterator[dict[str, Any]]:
@@ -39,7 +35,7 @@ def measure(annotations: str, videos: str, workers: int, repeats: int) -> Iterat
     """
     with tempfile.TemporaryDirectory() as folder:
         lengths = {"": (1, 10)}.get(annotations, ())
-        settings = [_synthetic(pathlib.Path(folder), minutes) for minutes in lengths]
+        settings = [write_recording(pathlib.Path(folder), minutes) for minutes in lengths]
         for counted in settings[1:] or [Settings(annotations, videos)]:
             yield _against_loop(make_plan(counted), workers or os.cpu_count() or 1, repeats)
         for minutes, counted in zip(lengths, settings, strict=True):
@@ -141,28 +137,3 @@ def render_alone(settings: dict[str, Any]) -> None:
     for job in itertools.chain.from_iterable(make_plan(Settings(**settings)).jobs.values()):
         render(job)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-
-
-def _synthetic(folder: pathlib.Path, minutes: int) -> Settings:
-    """Write a video of a camera that wanders over a still picture, with a node each 3 seconds."""
-    folder = folder / f"{minutes}min"
-    folder.mkdir()
-    small = np.random.default_rng(0).integers(0, 255, (36, 64, 3), np.uint8)
-    world = np.asarray(Image.fromarray(small).resize((_WORLD * _WIDTH, _WORLD * _HEIGHT)))
-    with av.open(str(folder / "video.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=_FPS)
-        stream.width, stream.height, stream.pix_fmt = _WIDTH, _HEIGHT, "yuv420p"
-        stream.options = {"preset": "superfast"}
-        for index in range(minutes * 60 * _FPS):
-            left = int((1 + np.sin(index / 97)) / 2 * (world.shape[1] - _WIDTH))
-            top = int((1 + np.cos(index / 131)) / 2 * (world.shape[0] - _HEIGHT))
-            view = np.ascontiguousarray(world[top : top + _HEIGHT, left : left + _WIDTH])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24")))
-        container.mux(stream.encode())
-    nodes = [
-        {"type": "action", "id": f"S{n}", "start_ts": start, "end_ts": start + 2, "name": f"do {n}"}
-        for n, start in enumerate(range(0, minutes * 60, _SECONDS_A_NODE))
-    ]
-    annotations = folder / "train.json"
-    annotations.write_text(json.dumps([{"video_uid": "video", "dst": nodes}]))
-    return Settings(str(annotations), str(folder))

@@ -1,9 +1,13 @@
 r"""Measure parts of the system side by side in one run; prints a JSON object a line.
 
     python launch/bench.py prepare [--annotations=... --videos=...]
+    python launch/bench.py input [--dataset=...]
 
 `prepare`: rendering clips against a loop that opens, seeks and decodes for each clip, by default on
 a synthetic video of 10 minutes with 200 nodes, and a worker's memory for 1 and 10 minutes of video.
+
+`input`: clips a second that the loader delivers on one core against PyTorch's DataLoader, where
+PyTorch is installed, by default on the clips of such a video.
 
 Seconds differ between machines; the ratios are what to compare.
 """
@@ -17,6 +21,7 @@ from vtalign_jax import commandline
 _ANNOTATIONS = flags.DEFINE_string("annotations", "", "prepare: recordings to render instead")
 _VIDEOS = flags.DEFINE_string("videos", "", "prepare: folder of those recordings")
 _WORKERS = flags.DEFINE_integer("workers", 0, "prepare: processes; 0: one a core", lower_bound=0)
+_DATASET = flags.DEFINE_string("dataset", "", "input: what prepare.py wrote with --out")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "counted runs of each way", lower_bound=1)
 
 
@@ -32,7 +37,13 @@ def _prepare():
     return prepare.measure(_ANNOTATIONS.value, _VIDEOS.value, _WORKERS.value, _REPEATS.value)
 
 
-PARTS = {"prepare": _prepare}  # each imports what it alone needs
+def _input():
+    from benchmarks import loader
+
+    return loader.measure(_DATASET.value, _REPEATS.value)
+
+
+PARTS = {"prepare": _prepare, "input": _input}  # each imports what it alone needs
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def main() -> None:
         ("export for PyTorch", exported),
     ):
         print(f"{what + ':':22}{where}")
+    print(f"{'waiting for data:':22}{_data_wait(workdir):.2%} of the training steps' time")
     print(f"the demo took {time.monotonic() - began:.0f} s")
     _check(rows["checkpoint"])
 
@@ -84,6 +85,13 @@ def _run(script: str, *arguments: str, read: bool = False) -> str:
         sys.exit(done.returncode)
     print(f"({time.monotonic() - began:.0f} s)", flush=True)
     return done.stdout or ""
+
+
+def _data_wait(workdir: pathlib.Path) -> float:
+    """Return the share of the steps' time in which training waited for its batch."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "train/data_wait" in row]
+    return sum(row["train/data_wait"] for row in rows) / len(rows)  # intervals of as many steps
 
 
 def _with_nan(metrics: dict[str, float | None]) -> dict[str, float]:

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from benchmarks import prepare
+from data.dst_clips.write import Listeners, Machines, write_dataset
 from tests.commands import one_error_line, run
 from tests.index_video import constant_ticks, write_video
 from vtalign_jax.dst.plan import Settings, make_plan
@@ -45,6 +46,24 @@ def test_ways_that_give_other_frames_are_not_compared(recordings, monkeypatch):
 def test_the_memory_of_a_worker_is_that_of_a_process_of_its_own(recordings):
     settings = Settings(f"{recordings}/train.json", str(recordings))
     assert 50 < prepare._peak_mib(settings) < 1000
+
+
+@pytest.mark.parity
+def test_input_is_measured_on_one_core_beside_torch(recordings, tmp_path):
+    plan = make_plan(
+        Settings(f"{recordings}/*.json", str(recordings), image_size=32, val_fraction=0.0)
+    )
+    write_dataset(plan, str(tmp_path / "dataset"), Machines(), Listeners())
+    flags = f"--dataset={tmp_path}/dataset", "--repeats=1"
+    (line,) = run(tmp_path, "launch/bench.py", "input", *flags).splitlines()
+    row = json.loads(line)
+    rates = row["clips_a_second_a_core"]
+    assert rates.keys() == {"threads", "worker", "torch", "torch_worker"}
+    assert (row["clips"], row["frames"], row["image_size"]) == (18, 8, 32)
+    ours, peer = (
+        max(rates[a], rates[b]) for a, b in [("threads", "worker"), ("torch", "torch_worker")]
+    )
+    assert row["ratio_to_torch"] == pytest.approx(ours / peer, rel=0.05)
 
 
 def test_a_part_that_is_missing_unknown_or_too_many_is_one_line(tmp_path):
