@@ -2,7 +2,9 @@ r"""Evaluate: how well a checkpoint's clips find their texts, beside chance and 
 
 python launch/evaluate.py --checkpoint=runs/pretrain [--dataset=datasets/dst_clips] [--split=val]
 
---checkpoint takes a workdir (its best checkpoint is taken and named), a checkpoint or an export.
+--checkpoint takes a workdir (its best checkpoint is taken and named), a checkpoint or an export;
+--dataset one dataset or several, comma-separated. With --parent_text each text is shown with its
+parent's, and two equal names below different parents are two texts.
 """
 
 import contextlib
@@ -26,6 +28,7 @@ from vtalign_jax.evaluation.table import format_table
 from vtalign_jax.interop.model_card import SETTINGS
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.pipeline.dataset import ClipSplit, open_split
+from vtalign_jax.pipeline.mixture import describe
 from vtalign_jax.training.assemble import load
 from vtalign_jax.training.trained import Trained, load_trained
 
@@ -33,9 +36,15 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "workdir (its best checkpoint is taken), checkpoint, or export"
 )
 _DATASET = flags.DEFINE_string(
-    "dataset", "", "what prepare.py wrote with --out; by default what the run was trained on"
+    "dataset",
+    "",
+    "what prepare.py wrote with --out, or several, comma-separated; by default what the run was "
+    "trained on",
 )
 _SPLIT = flags.DEFINE_string("split", "", "by default the run's validation split")
+_PARENT_TEXT = flags.DEFINE_bool(
+    "parent_text", None, "show texts with their parent's; by default as the run's validation did"
+)
 _BASE = flags.DEFINE_string("base", "", "directory or hub id of the base model, where it has moved")
 _JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON instead of a table")
 
@@ -52,7 +61,8 @@ def main() -> None:
     else:
         found = result["rows"]["chance"]
         name = f"{result['dataset']}, {result['split']}"
-        print(f"{name}: {found['clips']:,} clips, {found['texts']:,} distinct texts")
+        texts = "texts with their parent's" if result["parent_text"] else "texts"
+        print(f"{name}: {found['clips']:,} clips, {found['texts']:,} distinct {texts}")
         print(format_table(result["rows"]))
     print(f"next: {_next_command()}", file=sys.stderr if _JSON.value else sys.stdout)
 
@@ -65,13 +75,20 @@ def _evaluate() -> dict[str, Any]:
     say(trained.source)
     dataset = _DATASET.value or trained.config.data.dir
     split = open_split(dataset, _SPLIT.value or trained.config.data.val_split)
+    if len(split.sizes) > 1:
+        say(f"evaluating on {describe(split.sizes, list(split.sizes.values()))}")
     mesh = _make_mesh(trained.config.mesh)
     config = _fitted(trained.config, dataset, split, mesh.size)
     before = trained.config.data.frames
-    if split.frames != before:
+    if config.data.frames != before:
         say(f"trained with {before} frames a clip, {dataset} holds {split.frames}")
-    rows = _scores(trained, config, split, mesh, say)
-    return {"source": trained.source, "dataset": dataset, "split": split.name, "rows": rows}
+    return {
+        "source": trained.source,
+        "dataset": dataset,
+        "split": split.name,
+        "parent_text": config.data.eval_parent_text,
+        "rows": _scores(trained, config, split, mesh, say),
+    }
 
 
 def _make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
@@ -81,11 +98,16 @@ def _make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
 
 
 def _fitted(config: Config, dataset: str, split: ClipSplit, devices: int) -> Config:
-    """Return the run's configuration for this dataset and this number of devices."""
+    """Return the run's configuration for this dataset, these flags and this number of devices."""
     rows = -(-config.train.eval_batch // devices) * devices
+    data = dataclasses.replace(
+        config.data, dir=dataset, frames=min(config.data.frames, split.frames)
+    )
+    if _PARENT_TEXT.value is not None:
+        data = dataclasses.replace(data, eval_parent_text=_PARENT_TEXT.value)
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, dir=dataset, frames=split.frames),
+        data=data,
         train=dataclasses.replace(config.train, eval_batch=rows),
     )
 

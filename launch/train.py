@@ -20,9 +20,9 @@ from vtalign_jax.config import resolve
 from vtalign_jax.evaluation.embed import Evaluator
 from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.tokens import ClipTokenizer
-from vtalign_jax.pipeline.dataset import open_split
-from vtalign_jax.pipeline.loader import make_loader
-from vtalign_jax.pipeline.order import steps_per_epoch
+from vtalign_jax.pipeline.dataset import check_leakage, open_split
+from vtalign_jax.pipeline.loader import make_loader, train_order
+from vtalign_jax.pipeline.mixture import describe, epoch_counts
 from vtalign_jax.training import manifest, optim, trainable
 from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.session import Session
@@ -47,11 +47,17 @@ def main() -> None:
     sharding.check_batch("train.contrastive_batch", config.train.contrastive_batch, mesh)
     train_split = open_split(config.data.dir, config.data.train_split)
     val_split = open_split(config.data.dir, config.data.val_split)
-    epoch_steps = steps_per_epoch(len(train_split), config.train.contrastive_batch)
+    check_leakage(train_split, val_split)
+    order = train_order(train_split, config)
+    epoch_steps = order.steps_per_epoch
     _say(
-        f"{workdir}: {len(train_split):,} clips to train on and {len(val_split):,} to validate, "
+        f"{workdir}: {order.epoch_records:,} clips to train on and {len(val_split):,} to validate, "
         f"{config.train.epochs} epochs of {epoch_steps:,} steps, {mesh.size} device(s)"
     )
+    if len(train_split.sizes) > 1:
+        taken = epoch_counts(train_split.sizes, config.data.weights)
+        _say(f"an epoch takes {describe(train_split.sizes, taken)}")
+        _say(f"validating on {describe(val_split.sizes, list(val_split.sizes.values()))}")
 
     model = assemble(config)
     counts = {

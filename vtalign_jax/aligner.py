@@ -84,7 +84,7 @@ class Aligner:
         self,
         frames: np.ndarray,
         frame_mask: np.ndarray | None = None,
-        window_seconds: float | None = None,
+        window_seconds: float | Sequence[float] | None = None,
     ) -> np.ndarray:
         """Return the embeddings of clips.
 
@@ -93,22 +93,26 @@ class Aligner:
             shown at (k + 0.5) / F of it. Squeezed to the model's square as in training.
           frame_mask: bool[B, F], at least one True a row; None for all frames. A frame left out
             does not move the times of the others.
-          window_seconds: length of the clips; None for that of the run's dataset (4 by default).
+          window_seconds: length of the clips, or of each one; None for that of the clips trained on
+            (4 by default; their median, where `prepare --strategy` made windows of many lengths).
 
         Returns:
           float32[B, E], unit norm.
 
         Raises:
-          UserError: an array of another shape or dtype.
+          UserError: an array of another shape or dtype, or a length that is not above 0.
         """
         frames, mask = _checked_clips(frames, frame_mask)
-        window_seconds = window_seconds or self.trained.facts["window_seconds"]
+        windows = self._checked_windows(window_seconds, len(frames))
         count = frames.shape[1]
         if not len(frames):
             return self._none()
-        times = (np.arange(count) + 0.5) * window_seconds / count
-        ids = [self._tokenizer.encode_clip(times[row], window_seconds) for row in mask]
-        length = self._tokenizer.max_clip_tokens(count, window_seconds)
+        shown_at = (np.arange(count) + 0.5) / count  # of a window
+        ids = [
+            self._tokenizer.encode_clip(shown_at[row] * window, window)
+            for row, window in zip(mask, windows, strict=True)
+        ]
+        length = self._tokenizer.max_clip_tokens(count, max(windows))
         size = self._tokenizer.image_size
         pixels = np.zeros((len(frames), count, size, size, 3), np.uint8)
         for row, clip, valid in zip(pixels, frames, mask, strict=True):
@@ -128,6 +132,15 @@ class Aligner:
         ids = [self._tokenizer.encode_text(text, self._most_text_tokens) for text in texts]
         length = -(-max(map(len, ids)) // _TEXT_STEP) * _TEXT_STEP
         return self._embed(self._texts, *_padded(ids, length, self._tokenizer.pad_id))
+
+    def _checked_windows(self, given: float | Sequence[float] | None, clips: int) -> list[float]:
+        """Return the length of each clip's window, in seconds."""
+        lengths = np.asarray(self.trained.facts["window_seconds"] if given is None else given)
+        if lengths.ndim and lengths.shape != (clips,):
+            raise UserError(f"window_seconds are {list(lengths.shape)}, there are {clips} clips")
+        if not (np.isfinite(lengths) & (lengths > 0)).all():
+            raise UserError(f"window_seconds must be above 0, got {given}")
+        return np.broadcast_to(lengths, clips).tolist()
 
     def _embed(self, function: Callable, *arrays: np.ndarray) -> np.ndarray:
         parts = []

@@ -44,13 +44,16 @@ class TuneConfig:
 class DataConfig:
     """Which dataset is read and how a record becomes a row."""
 
-    dir: str = "datasets/dst_clips"
+    dir: str = "datasets/dst_clips"  # or several, comma-separated
+    weights: str = ""  # share of each in an epoch, such as "0.7,0.3"; "" takes every clip
     train_split: str = "train"
     val_split: str = "val"
-    frames: int = 8
+    frames: int = 8  # of a clip, evenly spread over its window; at most what prepare stored
+    jitter: bool = False  # in training, a random stored frame of each of these parts of the window
     max_text_tokens: int = 64
     parent_text: str = "{parent}: {name}"
-    parent_text_probability: float = 0.0
+    parent_text_probability: float = 0.0  # in training
+    eval_parent_text: bool = False  # in validation: every text with its parent's
     grouped_fraction: float = 0.25  # share of a batch in same-recording groups
     group_size: int = 4
     workers: int = 0  # Grain worker processes; 0 reads in threads of this process

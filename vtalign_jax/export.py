@@ -68,19 +68,19 @@ def _write(folder: Path, trained: Trained) -> None:
     peft.check(adapter, head, assembly.directory)
     side = assembly.base.vision.patches_per_side
     head["position_ids"] = position_ids(side, side, side).astype(np.int64)
-    tokenizer, window = ClipTokenizer(assembly.directory), trained.facts["window_seconds"]
+    tokenizer = ClipTokenizer(assembly.directory)
     settings = {
         "format": peft.FORMAT,
         "base": str(assembly.directory) if config.model.base == TINY else config.model.base,
         "image_size": tokenizer.image_size,
         "frames": config.data.frames,
-        "window_seconds": window,
+        "window_seconds": trained.facts["window_seconds"],
         "max_text_tokens": config.data.max_text_tokens,
         "pooling": config.model.pooling,
         "embedding_dim": config.model.embedding_dim,
         "temperature": max(float(np.exp(trained.params["log_temperature"])), MIN_TEMPERATURE),
         "heads": {kind: _head_names(config.model.head, kind) for kind in ("video", "text")},
-        "layout": tokenizer.layout(max(_MOST_FRAMES, config.data.frames), window),
+        "layout": tokenizer.layout(max(_MOST_FRAMES, config.data.frames)),
         "trained": trained.facts,
         "config": to_dict(config),
     }

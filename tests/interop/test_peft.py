@@ -151,7 +151,7 @@ def test_the_folder_holds_the_base_s_tokenizer_and_processor_byte_for_byte(base,
     written = {"README.md", "embed.py", "vtalign.json", "certificate.json"}
     written |= {"adapter_config.json", "adapter_model.safetensors", "head.safetensors"}
     assert names == copied | written | {"certificate.safetensors"}
-    assert len((exported / "embed.py").read_text().splitlines()) <= 60
+    assert len((exported / "embed.py").read_text().splitlines()) <= 64
 
 
 def test_a_base_of_the_hub_is_named_by_its_id(base, tmp_path, monkeypatch):

@@ -109,7 +109,6 @@ def write_dataset(directory, splits, shards=1, **settings):
         "fingerprint": "f" * 64,
         "image_size": IMAGE_SIZE,
         "frames": FRAMES,
-        "window_seconds": WINDOW_SECONDS,
     }
     (written / "prepare.json").write_text(json.dumps({**standard, **settings}))
     return written

@@ -6,7 +6,8 @@ import pytest
 
 from tests.pipeline.clip_fixtures import make_clip, make_clips, write_dataset
 from vtalign_jax.errors import UserError
-from vtalign_jax.pipeline.dataset import ClipCache, DecodedClip, open_split
+from vtalign_jax.pipeline.clip_cache import ClipCache, DecodedClip
+from vtalign_jax.pipeline.dataset import check_leakage, open_split
 
 CLIPS = [
     make_clip("assembly_r1__c1", "S1", 10.0, "build", recording_id="r1"),
@@ -135,7 +136,7 @@ def test_a_missing_dataset_names_the_command_that_makes_it(tmp_path):
 
 
 def test_a_missing_or_empty_split_names_those_that_exist(prepared):
-    with pytest.raises(UserError, match=r"no clips of split 'test' .* it has train, val"):
+    with pytest.raises(UserError, match=r"no clips of split 'test' in .* has train, val"):
         open_split(str(prepared), "test")
 
 
@@ -157,8 +158,8 @@ def test_a_file_that_is_missing_is_named(copy, name):
 
 def test_settings_that_are_missing_are_named(copy):
     data_dir, written = copy
-    (written / "prepare.json").write_text('{"fingerprint": "f", "frames": 4}')
-    with pytest.raises(UserError, match=r"image_size, window_seconds in prepare.json"):
+    (written / "prepare.json").write_text('{"frames": 4}')
+    with pytest.raises(UserError, match=r"fingerprint, image_size in prepare.json"):
         open_split(str(data_dir), "train")
 
 
@@ -196,19 +197,136 @@ def test_a_damaged_record_names_its_clip_and_its_file(copy):
 
 
 def test_the_cache_stops_at_its_limit_and_what_it_holds_is_read_only():
-    def clip():
-        return DecodedClip(np.zeros((1, 8, 8, 3), np.uint8), 1, (0,), "text", "")
+    def clip(frames=1):
+        return DecodedClip(np.zeros((frames, 8, 8, 3), np.uint8), (0,), 4, 4.0, "text", "")
 
-    cache = ClipCache(2 * 192 + 100)
-    for index in range(4):
-        cache.offer(index, 8, clip())
-    assert [cache.get(index, 8) is not None for index in range(4)] == [True, True, False, False]
-    assert cache.get(0, 4) is None  # another size
+    cache = ClipCache(3 * 192 + 100)
+    cache.offer((9, 8), clip(frames=2))  # counts twice
+    for index in range(3):
+        cache.offer((index, 8), clip())
+    assert [cache.get((index, 8)) is not None for index in range(3)] == [True, False, False]
+    assert cache.get((0, 4)) is None  # another size
     with pytest.raises(ValueError, match="read-only"):
-        cache.get(0, 8).frames[:] = 1
+        cache.get((0, 8)).frames[:] = 1
     half = cache.share(2)
-    half.offer(0, 8, clip())
-    half.offer(1, 8, clip())
-    assert half.get(0, 8)
-    assert not half.get(1, 8)
-    assert pickle.loads(pickle.dumps(cache)).get(0, 8) is None
+    half.offer((0, 8), clip())
+    half.offer((1, 8), clip())
+    assert half.get((0, 8))
+    assert not half.get((1, 8))
+    assert pickle.loads(pickle.dumps(cache)).get((0, 8)) is None
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Two datasets that share a recording, a uid of other recordings, and texts."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    shared = {"recording_id": "r7"}
+    write_dataset(
+        one,
+        {
+            "train": [
+                make_clip("assembly_r7__c1", "S1", 5.0, "pick wheel", **shared),
+                make_clip("take1", "S1", 5.0, "push wheel", recording_id="one-1"),
+            ]
+        },
+        fingerprint="1" * 64,
+    )
+    write_dataset(
+        two,
+        {
+            "train": [
+                make_clip("disassembly_r7__c2", "S1", 5.0, "drop wheel", **shared),
+                make_clip("assembly_r7__c1", "S2", 9.0, "pick wheel", **shared),
+                make_clip("take1", "S1", 5.0, "push wheel", recording_id="two-1"),
+            ],
+            "val": [make_clip("v", "S1", 5.0, "x")],
+        },
+        fingerprint="2" * 64,
+        image_size=16,
+        frames=8,
+    )
+    return str(one), str(two)
+
+
+def test_several_datasets_are_one_split_record_after_record(several):
+    both = open_split(", ".join(several), "train")
+    alone = [open_split(data_dir, "train") for data_dir in several]
+    assert both.sizes == dict(zip(several, (2, 3), strict=True))
+    assert len(both) == 5
+    records = [split.record(index) for split in alone for index in range(len(split))]
+    assert [both.record(index) for index in range(5)] == records
+    files = [split.file(index) for split in alone for index in range(len(split))]
+    assert [both.file(index) for index in range(5)] == files
+    assert both.texts == alone[0].texts + alone[1].texts
+    assert pickle.loads(pickle.dumps(both)).record(3) == records[3]
+    assert (both.image_size, both.frames) == (16, 4)
+
+
+def by_owner(split, values):
+    names = ("recording_id", "uid", "node_id")
+    keys = zip(*(split.table[name].to_pylist() for name in names), strict=True)
+    return dict(zip(keys, values.tolist(), strict=True))
+
+
+def test_over_datasets_a_recording_is_its_id_and_uids_belong_to_their_recording(several):
+    both = open_split(",".join(several), "train")
+    recording, uid, node = (
+        by_owner(both, getattr(both.identity, field)) for field in ("recording", "uid", "node")
+    )
+    camera, later = ("r7", "assembly_r7__c1", "S1"), ("r7", "assembly_r7__c1", "S2")
+    other = ("r7", "disassembly_r7__c2", "S1")
+    first, second = ("one-1", "take1", "S1"), ("two-1", "take1", "S1")
+    assert recording[camera] == recording[later] == recording[other]
+    assert len(set(recording.values())) == 3
+    assert uid[camera] == uid[later] != uid[other]
+    assert uid[first] != uid[second]
+    assert len(set(node.values())) == 5
+    text = by_owner(both, both.identity.text)
+    assert text[camera] == text[later]
+    assert text[first] == text[second]
+    np.testing.assert_array_equal(both.identity.record, np.arange(5))
+
+
+def test_the_fingerprint_is_over_all_datasets_in_their_order(several):
+    one, two = several
+    found = {open_split(names, "train").fingerprint for names in (one, two, f"{one},{two}")}
+    assert {"1" * 64, "2" * 64} < found
+    assert open_split(f"{two},{one}", "train").fingerprint not in found
+    assert open_split(f"{one},{two}", "train").fingerprint in found
+
+
+def test_of_several_datasets_those_that_have_the_split_are_taken(several):
+    split = open_split(",".join(several), "val")
+    assert split.sizes == dict(zip(several, (0, 1), strict=True))
+    assert len(split) == 1
+    with pytest.raises(UserError, match=r"split 'test' in .*one.* has train; .*two.* train, val"):
+        open_split(",".join(several), "test")
+
+
+def test_a_dataset_of_several_that_cannot_be_opened_is_named(several, tmp_path):
+    with pytest.raises(UserError, match=f"no dataset in {tmp_path}/nowhere;"):
+        open_split(f"{several[0]},{tmp_path}/nowhere", "train")
+    with pytest.raises(UserError, match="no dataset is named"):
+        open_split(" , ", "train")
+
+
+def test_the_same_dataset_twice_is_refused(several, tmp_path):
+    shutil.copytree(several[0], tmp_path / "copy")
+    for names in (f"{several[0]},{several[0]}", f"{several[0]},{tmp_path}/copy"):
+        with pytest.raises(UserError, match=r"same dataset .*config\.data\.weights"):
+            open_split(names, "train")
+
+
+def test_training_and_validating_on_one_recording_is_refused_over_datasets(several, tmp_path):
+    write_dataset(
+        tmp_path,
+        {"val": [make_clip("r7__c3", "S1", 5.0, "x", recording_id="r7")], "test": CLIPS[:1]},
+        fingerprint="3" * 64,
+    )
+    names = ",".join([*several, str(tmp_path)])
+    train, val, test = (open_split(names, split) for split in ("train", "val", "test"))
+    with pytest.raises(UserError, match=rf"recording r7 is trained on in .*two.* in {tmp_path}"):
+        check_leakage(train, val)
+    check_leakage(train, open_split(several[1], "val"))
+    check_leakage(train, train)
+    check_leakage(train, test)

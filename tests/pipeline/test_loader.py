@@ -29,7 +29,7 @@ from vtalign_jax.interop.tiny import write_tiny_checkpoint
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.pipeline.dataset import open_split
 from vtalign_jax.pipeline.loader import make_eval_loader, make_loader
-from vtalign_jax.pipeline.transforms import decode_frames
+from vtalign_jax.pipeline.transforms import decode_frame
 
 ROOT = pathlib.Path(__file__).parents[2]
 BATCH, STEPS = 16, 4  # 60 clips: the last step of an epoch has 12 rows
@@ -91,7 +91,8 @@ def test_a_row_is_the_record_that_its_identity_names(split):
             text = FakeTokenizer.text(batch.text_ids[row], batch.text_mask[row])
             assert text in (record.text, f"parent: {record.text}")
             is_parented.append(text != record.text)
-            np.testing.assert_array_equal(batch.frames[row], decode_frames(record, FRAMES, 24, 24))
+            shown = [decode_frame(frame, 24, 24) for frame in record.frames]
+            np.testing.assert_array_equal(batch.frames[row], shown)
             for field in ("recording", "uid", "text", "node", "window"):
                 values = getattr(split.identity, field)[batch.identity.record[row]]
                 np.testing.assert_array_equal(getattr(batch.identity, field)[row], values)

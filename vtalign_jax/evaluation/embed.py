@@ -20,6 +20,7 @@ from vtalign_jax.evaluation.retrieval import chance_metrics, retrieval_metrics
 from vtalign_jax.models.aligner import AlignerModel, unit_norm
 from vtalign_jax.pipeline.dataset import ClipSplit
 from vtalign_jax.pipeline.loader import make_eval_loader
+from vtalign_jax.pipeline.texts import evaluation_identity
 from vtalign_jax.pipeline.transforms import Tokenizer
 
 Parameters = Mapping[str, jax.Array]
@@ -117,7 +118,7 @@ class Evaluator:
           mesh: `config.train.eval_batch` must divide over its devices.
           split: the clips.
           tokenizer: the model's.
-          config: of the run.
+          config: of the run; `data.eval_parent_text` decides which texts are shown and compared.
           say: prints a line of a long evaluation.
 
         Raises:
@@ -126,6 +127,7 @@ class Evaluator:
         sharding.check_batch("train.eval_batch", config.train.eval_batch, mesh)
         self._embed, self._mesh, self._say = make_embed(bind, mesh), mesh, say
         self._split, self._tokenizer, self._config = split, tokenizer, config
+        self._identity = evaluation_identity(split, config.data)
 
     def embeddings(self, params: Parameters, frozen: Parameters) -> Embeddings:
         """Return the embeddings of every clip and text of the split, in record order."""
@@ -158,7 +160,7 @@ class Evaluator:
     def score(self, params: Parameters, frozen: Parameters) -> dict[str, float]:
         """Return `retrieval_metrics` of the embeddings through the head."""
         found = self.embeddings(params, frozen)
-        return retrieval_metrics(found.z_video, found.z_text, self._split.identity)
+        return retrieval_metrics(found.z_video, found.z_text, self._identity)
 
     def score_untrained(
         self, params: Parameters, frozen: Parameters
@@ -170,9 +172,9 @@ class Evaluator:
           frozen: the base.
         """
         found = self.embeddings(without_adapters(params), frozen)
-        zero_shot = retrieval_metrics(found.pooled_video, found.pooled_text, self._split.identity)
-        return zero_shot, retrieval_metrics(found.z_video, found.z_text, self._split.identity)
+        zero_shot = retrieval_metrics(found.pooled_video, found.pooled_text, self._identity)
+        return zero_shot, retrieval_metrics(found.z_video, found.z_text, self._identity)
 
     def chance(self) -> dict[str, float]:
         """Return what random rankings of this split score."""
-        return chance_metrics(self._split.identity)
+        return chance_metrics(self._identity)

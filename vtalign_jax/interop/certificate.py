@@ -51,20 +51,23 @@ def write_reference(folder: Path, aligner: Embeds, frames: int, window_seconds: 
       folder: the export.
       aligner: embeds in float32.
       frames: of a whole clip; the last clip has only half of them.
-      window_seconds: of a clip.
+      window_seconds: of a clip; the last one's is longer by half.
     """
     clips = [_clip(i, frames, size) for i, size in enumerate(_SIZES)]
     masks = [np.ones(frames, bool) for _ in clips]
     masks[-1][1::2] = False
+    windows = [window_seconds] * (len(clips) - 1) + [1.5 * window_seconds]
     embeddings = [
-        aligner.encode_clips(clip[None], mask[None], window_seconds)
-        for clip, mask in zip(clips, masks, strict=True)
+        aligner.encode_clips(clip[None], mask[None], window)
+        for clip, mask, window in zip(clips, masks, windows, strict=True)
     ]
-    times = (np.arange(frames) + 0.5) * window_seconds / frames
+    shown_at = (np.arange(frames) + 0.5) / frames  # of a window
     inputs = {
         "texts": list(_TEXTS),
-        "times": [times[mask].tolist() for mask in masks],
-        "window_seconds": window_seconds,
+        "times": [
+            (shown_at[mask] * window).tolist() for mask, window in zip(masks, windows, strict=True)
+        ],
+        "windows": windows,
         "results": [],
     }
     shown = [clip[mask] for clip, mask in zip(clips, masks, strict=True)]

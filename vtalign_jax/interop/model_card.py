@@ -37,6 +37,7 @@ from embed import Embedder              # the embed.py of this folder
 embedder = Embedder(".")                # base="path or hub id", device="cuda", dtype="bfloat16"
 z_text = embedder.text("attach wheel to chassis")      # float32[E], unit norm
 z_video = embedder.clip(frames)                        # uint8[F, H, W, 3] -> float32[E]
+z_video = embedder.clip(frames, window_seconds=10.0)   # frames spread over another length
 print(z_video @ z_text)
 ```
 

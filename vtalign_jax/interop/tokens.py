@@ -4,7 +4,7 @@ Source: `SmolVLMProcessor.replace_video_token` and its `DEFAULT_CHAT_TEMPLATE`, 
 """
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class ClipTokenizer:
         self._tokenizer.no_padding()
         self._names = _token_names(settings)
         self._clips: dict[tuple, np.ndarray] = {}
+        self._longest: dict[tuple[int, int], int] = {}
         image_token = self._names["image_token"]
         if self._tokenizer.token_to_id(image_token) != config.image_token_id:
             raise UserError(
@@ -128,31 +129,43 @@ class ClipTokenizer:
 
         Args:
           frames: the most frames a clip has; fewer are considered too.
-          window_seconds: length of the window; its frames lie in it or at its ends.
+          window_seconds: length of the longest window; frames lie in their window or at its ends.
         """
-        duration = int(window_seconds)
-        seconds = range(duration + 1)
-        frame = max(len(self._encode(self._frame(s), is_start=False)) for s in seconds)
-        turn = max(  # of one frame, whose label may join the intro in one token
-            len(self._encode(self._clip_turn((s,), duration, count)))
-            for s in seconds
+        key = (frames, int(window_seconds))
+        if key not in self._longest:
+            self._longest[key] = self._longest_turn(*key)
+        return self._longest[key]
+
+    def _longest_turn(self, frames: int, seconds: int) -> int:
+        # Special tokens keep the tokenizer from joining what stands on their two sides, hence a
+        # frame's length is that of its label and its images, and the labels can be compared alone.
+        # Only the first label may join the intro in one token.
+        second = self._longest_of(seconds, _label)
+        duration = self._longest_of(seconds, lambda length: _intro(1, length))
+        frame = len(self._encode(self._frame(second), is_start=False))
+        turn = max(
+            len(self._encode(self._clip_turn((second,), duration, count)))
             for count in range(1, frames + 1)
         )
         return turn + (frames - 1) * frame
 
-    def layout(self, frames: int, window_seconds: float) -> dict[str, Any]:
+    def _longest_of(self, most: int, make: Callable[[int], str]) -> int:
+        """Return the number of 0..most whose string takes the most tokens."""
+        return max(
+            range(most + 1), key=lambda number: len(self._encode(make(number), is_start=False))
+        )
+
+    def layout(self, frames: int) -> dict[str, Any]:
         """Return the turns' strings, from which an export's `embed.py` makes the same tokens.
 
         Args:
           frames: the most frames that a clip has.
-          window_seconds: length of its window.
         """
-        duration = datetime.timedelta(seconds=int(window_seconds))
         return {
             "turn": f"{_TURN_START}{{}}{self._turn_end()}",
             "end_tokens": len(self._encode(self._turn_end(), is_start=False)),
             "intros": [
-                _VIDEO_INTRO.format(frames=num2words(count), duration=duration)
+                _VIDEO_INTRO.format(frames=num2words(count), duration="{duration}")
                 for count in range(1, frames + 1)
             ],
             "frame": _FRAME_LABEL + self._images(),
@@ -161,15 +174,12 @@ class ClipTokenizer:
 
     def _clip_turn(self, seconds: Sequence[int], duration: int, count: int | None = None) -> str:
         """Return the turn's string; `count` is said in the intro instead of the frames shown."""
-        intro = _VIDEO_INTRO.format(
-            frames=num2words(count or len(seconds)), duration=datetime.timedelta(seconds=duration)
-        )
+        intro = _intro(count or len(seconds), duration)
         shown = "".join(self._frame(second) for second in seconds)
         return f"{_TURN_START}{intro}{shown}{_VIDEO_OUTRO}{self._turn_end()}"
 
     def _frame(self, second: int) -> str:
-        label = _FRAME_LABEL.format(minutes=second // 60, seconds=second % 60)
-        return label + self._images()
+        return _label(second) + self._images()
 
     def _images(self) -> str:
         images = self._names["image_token"] * self.tokens_per_frame
@@ -182,6 +192,18 @@ class ClipTokenizer:
     def _encode(self, text: str, *, is_start: bool = True) -> np.ndarray:
         """Return int32[n]; at the start of a sequence a tokenizer may add a token of its own."""
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=is_start).ids, np.int32)
+
+
+def _intro(frames: int, duration: int) -> str:
+    """Return the line before the frames; `duration` in whole seconds."""
+    return _VIDEO_INTRO.format(
+        frames=num2words(frames), duration=datetime.timedelta(seconds=duration)
+    )
+
+
+def _label(second: int) -> str:
+    """Return what stands before a frame's images; past an hour the minutes go on counting."""
+    return _FRAME_LABEL.format(minutes=second // 60, seconds=second % 60)
 
 
 def _token_names(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -22,7 +22,9 @@ from vtalign_jax.array_types import Batch, Identity
 from vtalign_jax.config import Config
 from vtalign_jax.errors import UserError
 from vtalign_jax.pipeline.dataset import ClipSplit
+from vtalign_jax.pipeline.mixture import epoch_counts
 from vtalign_jax.pipeline.order import PADDING, BatchOrder, SequentialOrder
+from vtalign_jax.pipeline.texts import evaluation_identity
 from vtalign_jax.pipeline.transforms import Row, RowMaker, Tokenizer
 from vtalign_jax.processes import end_with_parent
 
@@ -52,8 +54,9 @@ def make_loader(
       num_steps: how many steps to yield.
       process_index: of this process; it takes rows [p * B / n, (p + 1) * B / n).
       process_count: how many processes share each batch.
-      train: True: `train.contrastive_batch` pairs in the order of `BatchOrder`, parent text as
-        configured. False: `train.eval_batch` pairs in the order of the records, plain texts.
+      train: True: `train.contrastive_batch` pairs in the order of `BatchOrder`, with jitter and
+        random parent texts as configured. False: `train.eval_batch` pairs in the order of the
+        records, always the same frames and texts.
 
     Yields:
       (step, batch), the batch with static shapes. Its `close()` ends threads and workers early.
@@ -66,25 +69,33 @@ def make_loader(
     field = "contrastive_batch" if train else "eval_batch"
     batch = getattr(config.train, field)
     local = _local_rows(f"train.{field}", batch, process_count)
-    if train:
-        order = BatchOrder(
-            split.identity.recording,
-            config.train.seed,
-            split.fingerprint,
-            batch,
-            data.grouped_fraction,
-            data.group_size,
-        )
-    else:
-        order = SequentialOrder(len(split), batch)
+    order = train_order(split, config) if train else SequentialOrder(len(split), batch)
     workers = min(data.workers, local)
     cache = split.clip_cache if not workers else split.clip_cache.share(workers)
-    row_maker = RowMaker(
-        split, tokenizer, config, cache, data.parent_text_probability if train else 0.0
-    )
+    row_maker = RowMaker(split, tokenizer, config, cache, train=train)
     chunks = _Chunks(order, start_step, num_steps, process_index * local, local, workers)
     rows = _read_rows(chunks, row_maker, data.prefetch_batches)
-    return Batches(rows, split.identity, chunks)
+    identity = split.identity if train else evaluation_identity(split, data)
+    return Batches(rows, identity, chunks)
+
+
+def train_order(split: ClipSplit, config: Config) -> BatchOrder:
+    """Return which records stand in which training batch.
+
+    Raises:
+      UserError: `data.weights` do not fit the datasets.
+    """
+    data = config.data
+    taken = epoch_counts(split.sizes, data.weights)
+    return BatchOrder(
+        split.identity.recording,
+        config.train.seed,
+        split.fingerprint,
+        config.train.contrastive_batch,
+        data.grouped_fraction,
+        data.group_size,
+        list(zip(split.sizes.values(), taken, strict=True)),
+    )
 
 
 def make_eval_loader(

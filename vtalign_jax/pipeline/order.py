@@ -2,11 +2,12 @@
 
 Every process computes the same global order and slices it, so neither a restart nor another number
 of processes changes a batch. An epoch is `ceil(N / B)` steps, no record comes twice in it, and only
-its last batch is padded.
+its last batch is padded. Where datasets are mixed by weights, N counts what an epoch takes of them.
 """
 
 import hashlib
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,6 +43,9 @@ class BatchOrder:
     A batch starts with its groups: up to `group_size` clips of one recording, whole groups until
     `grouped_fraction` of the rows is filled, so that soft negatives exist (DESIGN section 6). The
     other rows are singles, as are all rows once an epoch's groups have run out.
+
+    Attributes:
+      epoch_records: N.
     """
 
     def __init__(
@@ -52,7 +56,22 @@ class BatchOrder:
         contrastive_batch: int,
         grouped_fraction: float,
         group_size: int,
+        datasets: Sequence[tuple[int, int]] = (),
     ) -> None:
+        """Prepare; an epoch is arranged when its first batch is asked for.
+
+        Args:
+          recording: int[records], the recording of each.
+          seed: of the run.
+          fingerprint: of the dataset.
+          contrastive_batch: B.
+          grouped_fraction: share of a batch in groups.
+          group_size: most clips of a group.
+          datasets: (records, how many of them an epoch takes), in the order of the records; an
+            epoch draws them anew. None: all records.
+        """
+        self.epoch_records = sum(taken for _, taken in datasets) or len(recording)
+        self._datasets = datasets
         self._recording = np.ascontiguousarray(recording, np.int32)
         self._key = f"{seed}/{fingerprint}/{contrastive_batch}"
         self._batch = contrastive_batch
@@ -70,7 +89,7 @@ class BatchOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self._recording), self._batch)
+        return steps_per_epoch(self.epoch_records, self._batch)
 
     def records(self, step: int) -> np.ndarray:
         """Return int32[B], the records of the global batch of `step`, -1 in padding rows."""
@@ -83,18 +102,19 @@ class BatchOrder:
 
     def _arranged(self, epoch: int) -> np.ndarray:
         """Return int32[steps, B], one epoch."""
-        count, steps = len(self._recording), self.steps_per_epoch
+        count, steps = self.epoch_records, self.steps_per_epoch
         capacity = np.full(steps, self._batch)
         capacity[-1] = count - (steps - 1) * self._batch
         quota = np.rint(self._grouped_fraction * capacity).astype(int)
         # Where the share is smaller than a group, the group shrinks with it, down to a pair.
         size = min(self._group_size, max(int(quota[0]), 2))
-        shuffled = _permutation(f"{self._key}/{epoch}/records", count)
+        permutation = _permutation(f"{self._key}/{epoch}/records", len(self._recording))
+        shuffled = _drawn(permutation, self._datasets)
         groups, lengths = _groups(self._recording, shuffled, size)
         by_turn = _permutation(f"{self._key}/{epoch}/groups", len(lengths))
         grouped, step_of_grouped = _fill(groups, lengths, by_turn, quota, capacity)
 
-        is_single = np.ones(count, bool)
+        is_single = np.ones(len(self._recording), bool)
         is_single[grouped] = False
         singles = shuffled[is_single[shuffled]]
         free = capacity - np.bincount(step_of_grouped, minlength=steps)
@@ -114,6 +134,16 @@ def _permutation(key: str, count: int) -> np.ndarray:
     digest = hashlib.sha256(key.encode()).digest()
     bits = np.random.Philox(key=np.frombuffer(digest[:16], "<u8"))
     return np.argsort(bits.random_raw(count), kind="stable")
+
+
+def _drawn(shuffled: np.ndarray, datasets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return the shuffled records without those of a dataset that are too many for an epoch."""
+    is_taken, first = np.ones(len(shuffled), bool), 0
+    for records, taken in datasets:
+        places = np.flatnonzero((shuffled >= first) & (shuffled < first + records))
+        is_taken[places[taken:]] = False
+        first += records
+    return shuffled[is_taken]
 
 
 def _groups(

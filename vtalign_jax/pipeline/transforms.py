@@ -7,6 +7,7 @@ tokenizer (`interop.tokens.ClipTokenizer`), which is passed in.
 import functools
 import hashlib
 import io
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,8 +16,16 @@ from PIL import Image
 from vtalign_jax.array_types import Array
 from vtalign_jax.config import Config
 from vtalign_jax.errors import UserError
-from vtalign_jax.pipeline.dataset import ClipCache, ClipSplit, DecodedClip, Record
+from vtalign_jax.pipeline.clip_cache import ClipCache, DecodedClip
+from vtalign_jax.pipeline.dataset import ClipSplit, Record
 from vtalign_jax.pipeline.order import PADDING
+from vtalign_jax.pipeline.sampling import (
+    choose_frames,
+    frame_numbers,
+    whole_seconds,
+    window_lengths,
+)
+from vtalign_jax.pipeline.texts import with_parent
 
 
 class Tokenizer(Protocol):
@@ -52,7 +61,8 @@ class RowMaker:
         tokenizer: Tokenizer,
         config: Config,
         clip_cache: ClipCache,
-        parent_text_probability: float,
+        *,
+        train: bool,
     ) -> None:
         """Check that dataset, model and configuration fit together.
 
@@ -61,26 +71,15 @@ class RowMaker:
           tokenizer: the model's.
           config: of the run.
           clip_cache: keeps decoded clips.
-          parent_text_probability: 0 outside training.
+          train: whether frames jitter and parent texts come at random, as configured.
 
         Raises:
-          UserError: stored frames smaller than the model's, another number of frames a clip, no
-            room for a text, or a parent template with an unknown field.
+          UserError: stored frames smaller than the model's, or fewer a clip, no room for a text,
+            or a parent template with an unknown field.
         """
         data = config.data
-        if split.image_size < tokenizer.image_size:
-            raise UserError(
-                f"the frames of {data.dir} are {split.image_size} pixels wide, the model takes "
-                f"{tokenizer.image_size}; they are never enlarged: prepare again with "
-                f"--image_size={tokenizer.image_size}"
-            )
-        if split.frames != data.frames:
-            raise UserError(
-                f"{data.dir} was prepared with {split.frames} frames a clip, config.data.frames is "
-                f"{data.frames}; set it to {split.frames} or prepare again with "
-                f"--frames={data.frames}"
-            )
-        _with_parent(data.parent_text, "parent", "name")
+        _check_frames(split, tokenizer.image_size, data.frames)
+        with_parent(data.parent_text, "parent", "name")
         try:
             tokenizer.encode_text("", data.max_text_tokens)
         except ValueError as error:
@@ -89,11 +88,14 @@ class RowMaker:
         self._tokenizer = tokenizer
         self._clip_cache = clip_cache
         self._frames = data.frames
+        self._jitter = train and data.jitter
         self._text_tokens = data.max_text_tokens
-        self._clip_tokens = tokenizer.max_clip_tokens(data.frames, split.window_seconds)
+        self._clip_tokens = tokenizer.max_clip_tokens(data.frames, split.longest_window_seconds)
         self._seed = config.train.seed
         self._template = data.parent_text
-        self._parent_text_probability = parent_text_probability
+        self._parent_text_probability = (
+            data.parent_text_probability if train else float(data.eval_parent_text)
+        )
         self._memoise()
 
     def __getstate__(self) -> dict:
@@ -117,9 +119,18 @@ class RowMaker:
         if index == PADDING:
             return self._padding
         clip = self._clip(index)
-        frame_mask = np.arange(self._frames) < clip.num_frames
-        text = self._text(clip, epoch, index)
-        return Row(clip.frames, frame_mask, *self._clip_row(clip.seconds), *self._text_row(text))
+        chosen = choose_frames(
+            clip.numbers, clip.sampled_frames, self._frames, self._draw(epoch, index)
+        )
+        seconds = whole_seconds(
+            [clip.numbers[place] for place in chosen], clip.window_seconds, clip.sampled_frames
+        )
+        return Row(
+            _padded_frames(clip.frames, chosen, self._frames),
+            np.arange(self._frames) < len(chosen),
+            *self._clip_row(seconds, clip.window_seconds),
+            *self._text_row(self._text(clip, epoch, index)),
+        )
 
     @functools.cached_property
     def _padding(self) -> Row:
@@ -133,31 +144,41 @@ class RowMaker:
         return Row(frames, np.zeros(self._frames, bool), clip_ids, clip_mask, text_ids, text_mask)
 
     def _clip(self, index: int) -> DecodedClip:
+        """Return the clip with every frame that some epoch shows: all, or those always chosen."""
         edge = self._tokenizer.image_size
-        clip = self._clip_cache.get(index, edge)
+        key = (index, edge, "all" if self._jitter else self._frames)
+        clip = self._clip_cache.get(key)
         if clip is None:
             record = self._split.record(index)
+            part, _ = self._split.part_of(index)
             try:
-                frames = decode_frames(record, self._frames, self._split.image_size, edge)
+                wanted = part.frames if self._jitter else self._frames
+                clip = decode_clip(record, part.frames, wanted, part.image_size, edge)
             except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises
                 raise UserError(
                     f"cannot decode the frames of clip {record.clip_id} in "
                     f"{self._split.file(index)}: {error}; prepare the dataset again"
                 ) from error
-            seconds = whole_seconds(record, self._split.window_seconds)
-            clip = DecodedClip(frames, len(record.frames), seconds, record.text, record.parent_text)
-            self._clip_cache.offer(index, edge, clip)
+            self._clip_cache.offer(key, clip)
         return clip
+
+    def _draw(self, epoch: int, index: int) -> Callable[[int], float] | None:
+        """Return what picks a frame of each segment, None for the one in its middle."""
+        if not self._jitter:
+            return None
+        return lambda segment: uniform(self._seed, epoch, index, segment)
 
     def _text(self, clip: DecodedClip, epoch: int, index: int) -> str:
         if not clip.parent_text or not self._parent_text_probability:
             return clip.text
         if uniform(self._seed, epoch, index) >= self._parent_text_probability:
             return clip.text
-        return _with_parent(self._template, clip.parent_text, clip.text)
+        return with_parent(self._template, clip.parent_text, clip.text)
 
-    def _tokenised_clip(self, seconds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        ids = self._tokenizer.encode_clip(list(seconds), self._split.window_seconds)
+    def _tokenised_clip(
+        self, seconds: tuple[int, ...], window_seconds: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        ids = self._tokenizer.encode_clip(list(seconds), window_seconds)
         return _padded(ids, self._clip_tokens, self._tokenizer.pad_id)
 
     def _tokenised_text(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -165,61 +186,82 @@ class RowMaker:
         return _padded(ids, self._text_tokens, self._tokenizer.pad_id)
 
 
-def decode_frames(record: Record, frames: int, stored_edge: int, edge: int) -> np.ndarray:
-    """Return uint8[F, H, W, 3], the record's frames first, zeros after them.
+def decode_clip(
+    record: Record, sampled_frames: int, frames: int, stored_edge: int, edge: int
+) -> DecodedClip:
+    """Return the frames of a record that a clip of `frames` frames shows without jitter.
 
     Args:
       record: as stored.
-      frames: F.
+      sampled_frames: M, how many were looked for in the window.
+      frames: F; M for all that are stored.
       stored_edge: pixels, what every stored frame must measure.
       edge: pixels, H and W; smaller than `stored_edge` shrinks by LANCZOS, as SmolVLM's processor.
 
     Raises:
       ValueError, OSError, SyntaxError: a frame is no JPEG, cut off or of another size, or the
-        number of frames is not between 1 and F.
+        frames are not 1 to M of the window, with a time each.
     """
-    if not 1 <= len(record.frames) <= frames or len(record.frames) != len(record.frame_times):
+    count = len(record.frames)
+    if not 1 <= count <= sampled_frames or count != len(record.frame_times):
         raise ValueError(
-            f"{len(record.frames)} frames with {len(record.frame_times)} times, of at most {frames}"
+            f"{count} frames with {len(record.frame_times)} times, of at most {sampled_frames}"
         )
-    decoded = np.zeros((frames, edge, edge, 3), np.uint8)
-    for row, encoded in zip(decoded, record.frames, strict=False):
-        with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as image:
-            if image.size != (stored_edge, stored_edge):
-                raise ValueError(f"a frame measures {image.size}, not {(stored_edge, stored_edge)}")
-            rgb = image if image.mode == "RGB" else image.convert("RGB")
-            if stored_edge != edge:
-                rgb = rgb.resize((edge, edge), Image.Resampling.LANCZOS)
-            row[...] = np.asarray(rgb)
-    return decoded
+    window_seconds = float(window_lengths(record.window_start, record.window_end))
+    numbers = frame_numbers(record.frame_times, record.window_start, window_seconds, sampled_frames)
+    chosen = choose_frames(numbers, sampled_frames, frames)
+    decoded = np.empty((len(chosen), edge, edge, 3), np.uint8)
+    for row, place in zip(decoded, chosen, strict=True):
+        row[...] = decode_frame(record.frames[place], stored_edge, edge)
+    return DecodedClip(
+        decoded,
+        tuple(numbers[place] for place in chosen),
+        sampled_frames,
+        window_seconds,
+        record.text,
+        record.parent_text,
+    )
 
 
-def whole_seconds(record: Record, window_seconds: float) -> tuple[int, ...]:
-    """Return each frame's time since the window's start, in whole seconds.
-
-    Whole seconds are all that SmolVLM's prompt shows of a time ("Frame from 00:02:", its processor
-    truncates). Rounding to hundredths first keeps a clip's prompt the same wherever in the video it
-    lies: TFDS stores floats in 32 bits, which hours into a video is off by milliseconds, and 1 s
-    would become 0. A frame shown at the window's start may have appeared before it, hence the
-    limits.
-    """
-    since_start = np.round(np.subtract(record.frame_times, record.window_start), 2)
-    return tuple(np.clip(since_start, 0.0, window_seconds).astype(int).tolist())
+def decode_frame(encoded: bytes, stored_edge: int, edge: int) -> np.ndarray:
+    """Return uint8[edge, edge, 3]; see `decode_clip`."""
+    with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as image:
+        if image.size != (stored_edge, stored_edge):
+            raise ValueError(f"a frame measures {image.size}, not {(stored_edge, stored_edge)}")
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        if stored_edge != edge:
+            rgb = rgb.resize((edge, edge), Image.Resampling.LANCZOS)
+        return np.asarray(rgb)
 
 
-def uniform(seed: int, epoch: int, index: int) -> float:
-    """Return a number in [0, 1) that depends on nothing but seed, epoch and record."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=8).digest()
+def uniform(*key: int) -> float:
+    """Return a number in [0, 1) that depends on nothing but `key`: seed, epoch, record, ..."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return (int.from_bytes(digest) >> 11) / 2**53
 
 
-def _with_parent(template: str, parent: str, name: str) -> str:
-    try:
-        return template.format(parent=parent, name=name)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"config.data.parent_text {template!r} may hold {{parent}} and {{name}} alone ({error})"
-        ) from error
+def _check_frames(split: ClipSplit, edge: int, frames: int) -> None:
+    for part in split.parts:
+        if part.image_size < edge:
+            raise UserError(
+                f"the frames of {part.data_dir} are {part.image_size} pixels wide, the model takes "
+                f"{edge}; they are never enlarged: prepare again with --image_size={edge}"
+            )
+        if part.frames < frames:
+            raise UserError(
+                f"{part.data_dir} was prepared with {part.frames} frames a clip, "
+                f"config.data.frames is {frames}; set it to {part.frames} or less, or prepare "
+                f"again with --frames={frames}"
+            )
+
+
+def _padded_frames(frames: np.ndarray, chosen: list[int], count: int) -> np.ndarray:
+    """Return uint8[count, H, W, 3], the chosen frames first, zeros after them."""
+    if len(chosen) == len(frames) == count:
+        return frames  # nothing to copy
+    padded = np.zeros((count, *frames.shape[1:]), np.uint8)
+    padded[: len(chosen)] = frames[chosen]
+    return padded
 
 
 def _padded(ids: np.ndarray, length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,8 @@ class Session:
           config: of the run.
           fingerprints: of base and data.
           epoch_steps: steps of an epoch.
-          window_seconds: length of the dataset's clips, which later embeddings need to know.
+          window_seconds: length of the dataset's clips (the median, where they vary), which later
+            embeddings take where nobody says another.
 
         Raises:
           UserError: the checkpoint belongs to a run with another configuration, base or dataset, or

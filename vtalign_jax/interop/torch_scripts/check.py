@@ -42,8 +42,9 @@ def compare(export: Path, base: str = "") -> dict:
     missing, unexpected = adapter_difference(embedder.model, export)
     inputs = json.loads((export / "certificate.json").read_text())
     stored = load_file(export / "certificate.safetensors")
-    clips = [stored[f"clip_{i}"].numpy() for i in range(len(inputs["times"]))]
-    videos = [embedder.clip(*pair) for pair in zip(clips, inputs["times"], strict=True)]
+    times, windows = inputs["times"], inputs["windows"]
+    clips = [stored[f"clip_{i}"].numpy() for i in range(len(times))]
+    videos = [embedder.clip(*given) for given in zip(clips, times, windows, strict=True)]
     texts = [embedder.text(text) for text in inputs["texts"]]
     pairs = {
         "video": (torch.stack(videos), stored["z_video"]),
@@ -64,7 +65,7 @@ def compare(export: Path, base: str = "") -> dict:
         texts = torch.stack([embedder.text(text) for text in inputs["texts"]])
         result["cosine_text_without_adapter"] = _cosine(texts, stored["z_text"])
     embedder.repair.remove()
-    video = embedder.clip(clips[0], inputs["times"][0])
+    video = embedder.clip(clips[0], times[0], windows[0])
     result["cosine_video_unrepaired"] = _cosine(video[None], stored["z_video"][:1])
     return result
 

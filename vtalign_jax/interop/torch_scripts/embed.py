@@ -1,5 +1,6 @@
 """Embeds clips and texts with this adapter; needs torch, transformers, peft, pillow."""
 
+import datetime
 import json
 from pathlib import Path
 
@@ -31,12 +32,14 @@ class Embedder:
         """Return float32[E], unit norm."""
         return self._embed("text", text, self.settings["max_text_tokens"], None)
 
-    def clip(self, frames: np.ndarray, times: list[float] | None = None) -> torch.Tensor:
+    def clip(self, frames: np.ndarray, times: list = (), window_seconds: float = 0) -> torch.Tensor:
         """uint8[F, H, W, 3], seconds from the window's start (or spread over it) -> float32[E]."""
         layout, size, n = self.settings["layout"], self.settings["image_size"], len(frames)
-        times = times or [(k + 0.5) * self.settings["window_seconds"] / n for k in range(n)]
+        window = window_seconds or self.settings["window_seconds"]
+        times = times or [(k + 0.5) * window / n for k in range(n)]
+        intro = layout["intros"][n - 1].format(duration=datetime.timedelta(seconds=int(window)))
         shown = [layout["frame"].format(minutes=int(t) // 60, seconds=int(t) % 60) for t in times]
-        said = layout["intros"][n - 1] + "".join(shown) + layout["outro"]
+        said = intro + "".join(shown) + layout["outro"]
         pixels = torch.stack([to_pixels(frame, size) for frame in frames])[None]
         return self._embed("video", said, None, pixels.to(self.model.device))
 

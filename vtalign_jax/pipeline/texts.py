@@ -1,0 +1,42 @@
+"""The text that stands for a clip: the node's name, or the name with the parent's."""
+
+import functools
+
+import pyarrow as pa
+
+from vtalign_jax.array_types import Identity
+from vtalign_jax.config import DataConfig
+from vtalign_jax.dst.identity import text_key
+from vtalign_jax.errors import UserError
+from vtalign_jax.pipeline.dataset import ClipSplit
+from vtalign_jax.pipeline.identities import dense
+
+
+def with_parent(template: str, parent: str, name: str) -> str:
+    """Return the text of a node with its parent's; just the name where there is no parent.
+
+    Raises:
+      UserError: the template has another field than {parent} and {name}.
+    """
+    try:
+        text = template.format(parent=parent, name=name)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"config.data.parent_text {template!r} may hold {{parent}} and {{name}} alone ({error})"
+        ) from error
+    return text if parent else name
+
+
+def evaluation_identity(split: ClipSplit, data: DataConfig) -> Identity:
+    """Return who each record is, equal `text` meaning that an evaluation shows equal texts.
+
+    With `data.eval_parent_text` the parent is part of the text: two nodes "attach wheel" below
+    different parents are then two texts. In training they stay one, whatever is shown.
+    """
+    if not data.eval_parent_text:
+        return split.identity
+    key_of = functools.cache(
+        lambda parent, name: text_key(with_parent(data.parent_text, parent, name))
+    )
+    keys = list(map(key_of, split.table["parent_text"].to_pylist(), split.texts))
+    return split.identity._replace(text=dense(pa.array(keys)))
