@@ -17,9 +17,10 @@ from vtalign_jax.config import resolve
 from vtalign_jax.dst.plan import make_plan
 from vtalign_jax.interop.tiny import write_tiny_checkpoint
 from vtalign_jax.interop.tokens import ClipTokenizer
-from vtalign_jax.pipeline.dataset import ClipCache, ClipSplit, open_split
+from vtalign_jax.pipeline.clip_cache import ClipCache
+from vtalign_jax.pipeline.dataset import ClipSplit, open_split
 from vtalign_jax.pipeline.loader import make_loader
-from vtalign_jax.pipeline.transforms import decode_frames
+from vtalign_jax.pipeline.transforms import decode_frame
 
 _MINUTES = 10  # of the synthetic recording: 200 clips
 _BATCH, _CLIPS = 16, 480
@@ -145,11 +146,14 @@ class _TorchRows:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         split = self._split
         record = split.record(index)
-        frames = decode_frames(record, split.frames, split.image_size, split.image_size)
+        edge = split.image_size
+        frames = np.zeros((split.frames, edge, edge, 3), np.uint8)
+        for row, encoded in zip(frames, record.frames, strict=False):
+            row[...] = decode_frame(encoded, edge, edge)
         window = [time - record.window_start for time in record.frame_times]
-        clip = self._tokenizer.encode_clip(window, split.window_seconds)
+        clip = self._tokenizer.encode_clip(window, record.window_end - record.window_start)
         text = self._tokenizer.encode_text(record.text)
-        most = self._tokenizer.max_clip_tokens(split.frames, split.window_seconds)
+        most = self._tokenizer.max_clip_tokens(split.frames, split.longest_window_seconds)
         return {
             "frames": frames,
             "clip_ids": np.pad(clip, (0, most - len(clip))),

@@ -126,7 +126,7 @@ class ClipSplit:
         self._ends = np.cumsum([len(part) for part in self.parts]).tolist()
 
     def __getstate__(self) -> dict:
-        mapped = ("table", "identity", "texts", "_lengths")  # workers read records alone
+        mapped = ("table", "identity", "texts")  # of this process; workers read records alone
         return {key: value for key, value in self.__dict__.items() if key not in mapped}
 
     def __len__(self) -> int:
@@ -165,18 +165,18 @@ class ClipSplit:
         """The text of each record."""
         return self.table["text"].to_pylist()
 
-    @property
+    @functools.cached_property
     def window_seconds(self) -> float:
         """Length of a typical window: the median over the records."""
-        return float(np.sort(self._lengths)[len(self._lengths) // 2])
-
-    @property
-    def longest_window_seconds(self) -> float:
-        """Length of the longest window."""
-        return float(self._lengths.max())
+        lengths = self._window_lengths()
+        return float(np.sort(lengths)[len(lengths) // 2])
 
     @functools.cached_property
-    def _lengths(self) -> np.ndarray:
+    def longest_window_seconds(self) -> float:
+        """Length of the longest window."""
+        return float(self._window_lengths().max())
+
+    def _window_lengths(self) -> np.ndarray:
         """float64[N], seconds."""
         return window_lengths(*(self.table[f"window_{end}"].to_numpy() for end in ("start", "end")))
 
