@@ -115,6 +115,16 @@ def test_nested_ids_that_start_again_below_each_parent_stay_apart():
     assert (nodes[-1].level, nodes[-1].ancestor_ids) == ("action", ("S3",))
 
 
+def test_dots_in_nested_ids_say_nothing():
+    steps = [{"id": node_id, "name": "n", "t0": 0, "t1": 1} for node_id in (1, 1.5, "1.5.2")]
+    nodes = _checked_nodes({"video_uid": "v", "steps": steps})
+    assert [(n.node_id, n.ancestor_ids, n.is_leaf) for n in nodes] == [
+        ("1", (), True),
+        ("1.5", (), True),
+        ("1.5.2", (), True),
+    ]
+
+
 def test_what_is_no_node_within_a_tree_costs_itself_only():
     steps = [7, {"step_id": "S2", "name": "ok", **_stamps(0, 3), "substeps": {"S2.1": {}}}]
     videos, skips = _read([FLAT | {"dst": ["S1", FLAT_NODE]}, {"video_uid": "v", "steps": steps}])
@@ -201,7 +211,9 @@ def test_a_broken_line_costs_that_line():
     assert "a.jsonl line 2" in skips[0].detail
 
 
-@pytest.mark.parametrize("text", ["[1, 2", "{\n broken\n}", '{\n "dst": [\n{},\n', "[\n{}\n"])
+@pytest.mark.parametrize(
+    "text", ["[1, 2", "{\n broken\n}", '{\n "dst": [\n{},\n', "[\n{}\n", '{\n "a": [\n1,\n2\n']
+)
 def test_broken_json_is_an_error_that_names_the_file(text):
     with pytest.raises(UserError, match=r"a\.json is not JSON"):
         read_json(text, "a.json")

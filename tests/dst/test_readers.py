@@ -56,6 +56,9 @@ def test_file_names_give_the_split(name, split):
         ("train/take_test.tsv", TSV, "train"),
         ("train/ego4d_take_test.json", [ROW | {"video_uid": "take_test"}], "train"),
         ("other/take_test.tsv", TSV, ""),
+        ("other/test.json", [ROW | {"video_uid": "test"}], "test"),
+        ("other/ego4d_val.json", [ROW | {"video_uid": "l"}], "val"),
+        ("other/val_filtered.json", [ROW | {"video_uid": "filtered"}], "val"),
         ("train/all.json", [ROW, ROW | {"video_uid": "v2"}], ""),
     ],
 )
@@ -144,7 +147,7 @@ def test_annotations_takes_files_and_globs_once_each(tmp_path):
     for name in ("b.json", "a.json", "c.txt", "train/d.tsv", "val/d.tsv", "odd[1].json"):
         _write(tmp_path / name, [])
     (tmp_path / "folder.json").mkdir()
-    found = expand_paths(f"{tmp_path}/b.json, {tmp_path}/?.json")
+    found = expand_paths(f"{tmp_path}/b.json, {tmp_path}/[!o]*.json")
     assert found == [f"{tmp_path}/b.json", f"{tmp_path}/a.json"]
     assert expand_paths(f"{tmp_path}/*/d.tsv") == [
         f"{tmp_path}/train/d.tsv",

@@ -89,13 +89,22 @@ def test_trailing_remarks_are_notes_not_text(written, name, note):
 
 
 def test_lines_that_fit_nothing_are_faults_with_their_line():
-    nodes, _ = read_step_text("attach chassis\n[1.0s-2.0s] do it\n\nClip 2 of 3\n - do more")
+    text = (
+        "attach chassis\n[1.0s-2.0s] do it\n\nClip 2 of 3\n - do more\n"
+        'user: "Why?"\nafter a quotation\nuser: "Why\nnot?"\nafter a longer one\n'
+        "[1.0s-2.0s] do (ERROR: all\nwrong)\nafter a remark"
+    )
+    nodes, asides = read_step_text(text)
     faulty = [(n.where, n.name) for n in nodes if n.fault == "line fits no step text"]
     assert faulty == [
         ("line 1", "attach chassis"),
         ("line 4", "Clip 2 of 3"),
         ("line 5", "- do more"),
+        ("line 7", "after a quotation"),
+        ("line 10", "after a longer one"),
+        ("line 13", "after a remark"),
     ]
+    assert asides == {"dialogue": 2}
 
 
 def test_texts_with_line_breaks_are_whole():

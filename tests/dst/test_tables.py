@@ -92,11 +92,28 @@ def test_csv_columns_have_names_of_their_own_and_ids_are_row_numbers():
     assert [node.node_id for node in named[0].nodes] == ["ego", "ego"]
 
 
+def test_a_named_id_column_wins_over_narration_id():
+    (video,), _ = _csv(EPIC, "1,P01,v,1,2,one,x", columns=Columns(id="participant_id"))
+    assert [node.node_id for node in video.nodes] == ["P01"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_may_end_in_any_manner_and_spaces_around_a_uid_do_not_count(end):
+    columns = Columns("uid", "start", "end", "text", "id")
+    lines = ["uid,start,end,text,id", " v ,1,2,one,a", "v,3,4,two,b", ""]
+    (video,), skips = read_csv(end.join(lines), "a.csv", columns)
+    assert skips == []
+    assert (video.uid, [node.node_id for node in video.nodes]) == ("v", ["a", "b"])
+    rows = [HEADER, "step\tS1\t1\t2\tone", "step\tS2\t3\t4\ttwo", ""]
+    assert [node.name for node in _tsv(end.join(rows)).nodes] == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("columns", "missing", "flag"),
     [
         (Columns(text="text"), "text", "--text_column"),
         (Columns(id="key"), "key", "--id_column"),
+        (Columns(start=""), '""', "--start_column"),
         (Columns(uid="a", end="b"), "a, b", "--uid_column, --end_column"),
     ],
 )

@@ -77,7 +77,7 @@ def _json_lines(
         except json.JSONDecodeError as line_error:
             detail = f"{name} line {number}: {line_error}"
             skips.append(Skip("", "", "line is not JSON", detail))
-    if not rows:  # a broken JSON document, not JSON lines
+    if not any(row and isinstance(row, dict) for _, row in rows):  # a document, only broken
         raise UserError(f"{path} is not JSON: {error}; mend or leave out that file")
     return rows, skips
 

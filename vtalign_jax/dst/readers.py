@@ -29,7 +29,9 @@ _DATASET_PREFIXES = {
     "wtag": "wtag",
 }
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_SPLIT_FILE = re.compile(r"(?:.+[_.-])?(train|validation|valid|val|test)(?:_filtered|_training)?")
+_SPLIT_FILE = re.compile(
+    r"(?P<prefix>.+[_.-])?(?P<split>train|validation|valid|val|test)(_filtered|_training)?"
+)
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -37,10 +39,18 @@ _BYTE_ORDER_MARKS = {
 }
 
 
-def split_of_file(path: str) -> str:
-    """Return the split that a file's name gives ("ego4d_train_filtered.json" -> "train"), or ""."""
-    match = _SPLIT_FILE.fullmatch(epath.Path(path).stem.lower())
-    return _SPLIT_NAMES[match[1]] if match else ""
+def split_of_file(path: str, uid: str = "") -> str:
+    """Return the split that a file's name gives ("ego4d_train_filtered.json" -> "train"), or "".
+
+    Args:
+      path: the file.
+      uid: of the only video in it, "" for several; a file named after it ("take_test.tsv") has no
+        split in its name.
+    """
+    stem = epath.Path(path).stem
+    match = _SPLIT_FILE.fullmatch(stem.lower())
+    is_uid = bool(match and match["prefix"] and uid and f"_{stem}".endswith(f"_{uid}"))
+    return _SPLIT_NAMES[match["split"]] if match and not is_uid else ""
 
 
 def expand_paths(patterns: str) -> list[str]:
@@ -126,7 +136,7 @@ def _recognise(text: str, path: str) -> str:
     start = text.lstrip()
     if start.startswith(("{", "[")):
         return "json"
-    first = start.partition("\n")[0].rstrip("\r")
+    first = re.split(r"[\r\n]", start, maxsplit=1)[0]
     if is_node_table(first):
         return "tsv"
     if len(table_cells(first)) > 1:
@@ -141,10 +151,8 @@ def _split(path: str, uids: set[str]) -> str:
     """Return the split of a file: by its name, or by its folder's if it holds a single video."""
     if len(uids) != 1:
         return split_of_file(path)
-    file = epath.Path(path)
-    named_after_video = file.stem.endswith(next(iter(uids)))
-    split = "" if named_after_video else split_of_file(path)
-    return split or _SPLIT_NAMES.get(file.parent.name.lower(), "")
+    folder = epath.Path(path).parent.name.lower()
+    return split_of_file(path, *uids) or _SPLIT_NAMES.get(folder, "")
 
 
 def _dataset_of_file(path: str) -> str:

@@ -5,6 +5,7 @@ Lines are taken apart one by one, so that a damaged one costs that line and noth
 
 import csv
 import dataclasses
+import textwrap
 from collections.abc import Iterator
 
 from etils import epath
@@ -106,13 +107,16 @@ def read_csv(text: str, path: str, columns: Columns) -> tuple[list[RawVideo], li
 
 def _places(header: list[str], columns: Columns, path: str) -> dict[str, int]:
     """Return where the columns are."""
-    wanted = {key: name for key, name in dataclasses.asdict(columns).items() if name}
-    missing = {key: name for key, name in wanted.items() if name not in header}
+    wanted = dataclasses.asdict(columns)
+    if not columns.id:
+        del wanted["id"]
+    missing = {key: name for key, name in wanted.items() if name not in header or not name}
     if missing:
         flags = ", ".join(f"--{key}_column" for key in missing)
+        names = ", ".join(name or '""' for name in missing.values())
+        there = textwrap.shorten(", ".join(header), 400)
         raise UserError(
-            f"{path} has no column {', '.join(missing.values())}; it has "
-            f"{', '.join(header)}; name the right one with {flags}"
+            f"{path} has no column {names}; it has {there}; name the right one with {flags}"
         )
     if "id" not in wanted and "narration_id" in header:
         wanted["id"] = "narration_id"

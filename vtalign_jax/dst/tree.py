@@ -108,7 +108,7 @@ def _refuse_row(row: RawVideo) -> Skip | None:
         return Skip("", "", "no uid", row.where, lost)
     if not is_safe_uid(row.uid) or _UNPRINTABLE.search(row.uid):
         detail = f"{row.where}: uid {_SHORT.repr(row.uid)} has '..', a slash or a control character"
-        return Skip(row.uid, "", "unsafe uid", detail, lost)
+        return Skip(row.uid[:MAX_ID_LENGTH], "", "unsafe uid", detail, lost)
     if len(row.uid.encode()) > MAX_ID_LENGTH:
         detail = f"{row.where}: {len(row.uid)} characters"
         return Skip(row.uid[:MAX_ID_LENGTH], "", "over-long uid", detail, lost)
