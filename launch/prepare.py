@@ -2,8 +2,9 @@ r"""Annotations + videos -> a TFDS dataset of clip-text pairs in ArrayRecord.
 
 python launch/prepare.py --annotations=train.json,val.json --videos=videos --out=datasets/dst_clips
 
-Annotations are flat or nested JSON, JSON lines, ProAssist step text, TSV of nodes or CSV of segments:
-the content says which, or --format. A CSV's columns are EPIC-KITCHENS-100's unless flags name them.
+Annotations are flat or nested JSON, JSON lines, ProAssist step text, TSV of nodes or CSV of
+segments: the content says which, or --format. A CSV's columns are those of EPIC-KITCHENS-100 unless
+flags name others.
 Frames are found by uid below --videos: ProAssist Arrow frames, video files, or folders of numbered
 images. --layout knows how six datasets name them; --uid_pattern and --path_template describe other
 names, for instance --uid_pattern='(?P<seq>.+)_(?P<cam>.+)' --path_template='{seq}/{cam}.mp4'.
