@@ -54,7 +54,17 @@ def constant_ticks(frames, rate):
     return [float(n / Fraction(rate)) for n in range(frames)]
 
 
-def write_video(path, times, *, rate=30, codec="libx264", options=None, width=128, height=96):
+def write_video(
+    path,
+    times,
+    *,
+    rate=30,
+    codec="libx264",
+    options=None,
+    container_options=None,
+    width=128,
+    height=96,
+):
     """Write a video whose frame n shows the number n from `times[n]` on.
 
     Args:
@@ -63,12 +73,13 @@ def write_video(path, times, *, rate=30, codec="libx264", options=None, width=12
       rate: nominal frames a second; also the time base where the codec wants one.
       codec: an encoder's name.
       options: the encoder's, e.g. {"g": "30", "bf": "2"}.
+      container_options: the muxer's, e.g. {"movflags": "faststart"}.
       width: pixels.
       height: pixels.
     """
     constant = codec in ("mpeg4", "mpeg2video")
     base = 1 / Fraction(rate) if constant else Fraction(1, 120000)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container_options) as container:
         stream = container.add_stream(codec, rate=Fraction(rate))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"g": "48", "bf": "2"} | (options or {})

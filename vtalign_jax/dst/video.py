@@ -17,6 +17,7 @@ from PIL import Image
 from vtalign_jax.dst.faults import EPSILON, FrameError, FrameFault
 
 _KEYFRAME_GAP = 10.0  # seconds; about the default of common encoders
+_TAIL = 5.0  # seconds at the end that hold the last frame, wherever a seek may land
 _LONG_AGO, _NEVER = -(2**62), 2**62  # ticks
 
 
@@ -39,7 +40,7 @@ class VideoFile:
         self._open()
         try:
             self._current = self._pull(tolerate=True)
-        except (_EndOfStream, av.FFmpegError) as error:
+        except (_EndOfStream, _Damage, av.FFmpegError) as error:
             self.close()
             raise FrameError("unreadable video", f"{path}: {error or 'no frame'}") from None
         self._landing = self._first = self._good = self._current.pts
@@ -53,15 +54,16 @@ class VideoFile:
 
     @property
     def duration(self) -> float:
-        """Seconds, from the container's header; measured packet by packet if it says nothing."""
-        if self._stream.duration:
+        """Seconds from the first frame's start to the last one's end.
+
+        The header is believed where it counts the frames (mp4, avi). Elsewhere it may speak of the
+        sound or of an offset, or be an estimate, so the last packets are looked at.
+        """
+        if self._stream.frames and self._stream.duration:
             return float(self._stream.duration * self._base)
-        if self._container.duration:
-            return self._container.duration / av.time_base
         with _open_container(self._path) as container:
-            stream = container.streams.video[0]
-            ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
-        return float((max(ends, default=self._first) - self._first) * self._base)
+            end = _last_end(container) or _last_end(container, whole=True)
+        return max(0.0, float((end - self._first) * self._base))
 
     def frames_at(self, times: Sequence[float]) -> Iterator[tuple[float, Image.Image | FrameFault]]:
         """Yield (time, RGB picture as a player shows it), ascending; see `frames.FrameSource`."""
@@ -73,7 +75,7 @@ class VideoFile:
                 frame = self._shown_at(self._first + (time + EPSILON) / float(self._base))
                 if frame is not None and frame.pts != shown:
                     shown, picture = frame.pts, self._to_picture(frame)
-            except (_EndOfStream, av.FFmpegError) as error:
+            except (_EndOfStream, _Damage, av.FFmpegError) as error:
                 self._last_good.setdefault(self._landing, self._good)
                 self._current = self._next = None
                 yield time, FrameFault("damaged video", f"{self._path} at {time:.2f} s: {error}")
@@ -98,7 +100,7 @@ class VideoFile:
         self._packets = self._container.demux(self._stream)
         self._pending: list[Any] = []
         self._current = self._next = None
-        self._good = _LONG_AGO
+        self._good = self._read = _LONG_AGO
 
     def _pull(self, tolerate: bool = False) -> Any:
         """Decode one more frame into `_next`.
@@ -110,23 +112,34 @@ class VideoFile:
             packet = next(self._packets, None)
             if packet is None:
                 raise _EndOfStream("the stream ends")
+            self._read = max([self._read, *(t for t in (packet.pts, packet.dts) if t is not None)])
+            if not packet.size and self._is_cut_off():
+                raise _Damage("the file ends early")
             try:
                 decoded = [frame for frame in packet.decode() if frame.pts is not None]
                 if any(frame.is_corrupt for frame in decoded):
-                    raise av.InvalidDataError(0, "corrupt frame")
+                    raise _Damage("corrupt frame")
                 self._pending = decoded
-            except av.FFmpegError:
+            except (_Damage, av.FFmpegError):
                 if not tolerate:
                     raise
         self._next = self._pending.pop(0)
         return self._next
+
+    def _is_cut_off(self) -> bool:
+        """Return whether the index knows of frames behind the last one read.
+
+        What the decoder still holds then is not handed out: frames between may be missing.
+        """
+        index = self._stream.index_entries
+        return bool(len(index)) and index[len(index) - 1].timestamp > self._read
 
     def _shown_at(self, target: float) -> Any | None:
         """Return the frame shown at `target` (in ticks of the stream), None past the end."""
         if self._current is None or target < self._current.pts or self._is_jump_worth(target):
             self._land(target)
         if target >= self._last_good.get(self._landing, _NEVER):
-            raise av.InvalidDataError(0, "damaged since the keyframe before")
+            raise _Damage("damaged since the keyframe before")
         while self._next is not None and self._next.pts <= target:
             if self._current is None or self._next.pts > self._current.pts:
                 self._current, self._good = self._next, self._next.pts
@@ -134,15 +147,8 @@ class VideoFile:
                 self._pull()
             except _EndOfStream:
                 self._next = None
-        ended = self._next is None and target >= self._current.pts + self._length(self._current)
+        ended = self._next is None and target >= _end(self._current, self._stream)
         return None if ended else self._current
-
-    def _length(self, frame: Any) -> float:
-        """Return for how many ticks the stream's last frame is shown."""
-        if frame.duration:
-            return frame.duration
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        return float(1 / rate / self._base) if rate else 0.0
 
     def _is_jump_worth(self, target: float) -> bool:
         index = self._stream.index_entries
@@ -165,7 +171,7 @@ class VideoFile:
                 if self._pull().pts <= target:
                     self._landing = self._next.pts
                     return
-            except (_EndOfStream, av.FFmpegError):
+            except (_EndOfStream, _Damage, av.FFmpegError):
                 pass
             back = 2 * back or 1.0
         self.close()
@@ -180,6 +186,36 @@ class VideoFile:
 
 class _EndOfStream(Exception):
     pass
+
+
+class _Damage(Exception):
+    pass
+
+
+def _end(shown: Any, stream: Any) -> float:
+    """Return when a frame or packet stops being shown if none follows it, in ticks."""
+    if shown.duration:
+        return shown.pts + shown.duration
+    rate = stream.average_rate or stream.guessed_rate
+    return shown.pts + (float(1 / rate / stream.time_base) if rate else 0.0)
+
+
+def _last_end(container: Any, whole: bool = False) -> float:
+    """Return when the last frame ends, in ticks; 0 if no packet is found where it should be.
+
+    Args:
+      container: an open one; its position is lost.
+      whole: read it from the start instead of from where the header says that the end is.
+    """
+    stream = container.streams.video[0]
+    start = container.start_time or 0
+    tail = (container.duration or 0) - round(_TAIL * av.time_base)
+    try:
+        container.seek(start if whole else start + max(0, tail))
+        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+    except av.FFmpegError:  # frames behind damage are faults, not missing
+        return 0.0
+    return max((_end(packet, stream) for packet in packets), default=0.0)
 
 
 def frame_rate(path: str) -> float:
