@@ -13,12 +13,17 @@ from tests.index_video import (
     decode_all,
     draw_index,
     read_index,
+    shown_index,
     write_video,
 )
 from tests.proassist_tree import write_arrow
 from vtalign_jax.dst import arrow
 from vtalign_jax.dst.arrow import ArrowFrames, row_step
 from vtalign_jax.dst.faults import FrameError, FrameFault
+from vtalign_jax.dst.finder import Finder
+from vtalign_jax.dst.frames import open_source
+from vtalign_jax.dst.nodes import Video
+from vtalign_jax.dst.video import frame_rate
 
 
 def _jpeg(index):
@@ -65,23 +70,52 @@ def test_row_step_is_that_of_the_users_files(fps, step, rate):
     assert fps / row_step(fps) == pytest.approx(rate, abs=5e-4)
 
 
-@pytest.mark.parametrize("rate", [15, 24, 25, NTSC, 30, NTSC * 2], ids=lambda r: f"{float(r):.2f}")
-def test_rows_written_by_the_rule_show_the_frame_begun_last(tmp_path, rate):
-    video, path = tmp_path / "v.mkv", tmp_path / "v.arrow"
-    write_video(video, constant_ticks(400, rate), rate=rate, width=96)
-    step = int((int(float(rate)) + 0.5) // 2)
+RATES = [15, 24, 25, NTSC, 30, NTSC * 2]
+
+
+def _write_by_the_rule(root, extension, ticks, rate):
+    """Write a video and the Arrow frames that the users' own script makes of it.
+
+    Returns:
+      The source, and (frames a second, step) as that script sees them.
+    """
+    video, path = root / f"v.{extension}", root / "v.arrow"
+    write_video(video, ticks, rate=rate, width=96)
+    fps = frame_rate(str(video))
+    step = int((int(fps) + 0.5) // 2)
     kept = [read_index(frame) for frame in decode_all(video)[::step]]
-    assert kept == list(range(0, 400, step))
+    assert kept == list(range(0, len(ticks), step))
     _write(path, kept, rows_a_batch=7)
-    frames = ArrowFrames(str(path), float(rate))
+    source, _, _ = Finder((str(root),)).find(Video("v", ()))
+    assert (source.kind, source.video_path) == ("arrow", str(video))
+    return source, fps, step
+
+
+@pytest.mark.parametrize("extension", ["mp4", "mkv"])
+@pytest.mark.parametrize("rate", RATES, ids=lambda rate: f"{float(rate):.2f}")
+def test_rows_written_by_the_rule_show_the_frame_begun_last(tmp_path, rate, extension):
+    ticks = constant_ticks(400, rate)
+    source, fps, step = _write_by_the_rule(tmp_path, extension, ticks, rate)
+    assert fps == pytest.approx(float(rate), rel=1e-7)
+    kept = ticks[::step]
     end = len(kept) * step / float(rate)
-    asked = [0.0, *np.random.default_rng(0).uniform(0, end, 50)]
-    asked += [row * step / float(rate) for row in range(0, len(kept), 3)]
-    expected = [
-        (time, step * math.floor(time * float(rate) / step + 1e-6)) for time in sorted(asked)
-    ]
+    # Just after the start of rows, since mkv states a rate near the true one (19001/317).
+    asked = [0.0, *np.random.default_rng(0).uniform(0, end, 50), *(t + 1e-5 for t in kept[::3])]
+    expected = [(time, step * shown_index(kept, time)) for time in sorted(asked)]
+    frames = open_source(source)
     assert _ask(frames, asked) == expected
     assert frames.duration == pytest.approx(end)
+
+
+@pytest.mark.parametrize("extension", ["mp4", "mkv"])
+def test_rows_of_a_variable_rate_go_by_its_average_as_the_rule_does(tmp_path, extension):
+    rng = np.random.default_rng(1)
+    ticks = np.cumsum(rng.choice([0.02, 0.04, 0.06], 400)).round(3)
+    ticks = [float(tick) for tick in ticks - ticks[0]]
+    source, fps, step = _write_by_the_rule(tmp_path, extension, ticks, 25)
+    asked = rng.uniform(0, 12, 50).tolist()
+    expected = [(time, step * math.floor(time * fps / step)) for time in sorted(asked)]
+    assert _ask(open_source(source), asked) == expected
 
 
 def test_assuming_two_rows_a_second_would_be_far_off(tmp_path):
