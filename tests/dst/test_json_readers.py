@@ -135,7 +135,7 @@ def test_what_is_no_node_within_a_tree_costs_itself_only():
         ("v", "not a node"),
         ("v", "substeps is no list"),
     ]
-    assert "a.json row 2 step 1: 7" in checked.skips[1].detail
+    assert (checked.skips[1].where, checked.skips[1].detail) == ("a.json row 2 step 1", "7")
     assert [len(video.nodes) for video in checked.videos] == [1, 1]
 
 
@@ -200,7 +200,7 @@ def test_rows_of_another_form_are_skipped_one_by_one():
         ("v3", "row in no known form"),
         ("", "row in no known form"),
     ]
-    assert [f"row {n}" in skip.detail for n, skip in enumerate(skips, 2)] == [True] * 5
+    assert [f"row {n}" in skip.where for n, skip in enumerate(skips, 2)] == [True] * 5
 
 
 def test_a_broken_line_costs_that_line():
@@ -208,7 +208,7 @@ def test_a_broken_line_costs_that_line():
     videos, skips = read_json(text, "/x/a.jsonl")
     assert len(videos) == 2
     assert [skip.reason for skip in skips] == ["line is not JSON"]
-    assert "a.jsonl line 2" in skips[0].detail
+    assert skips[0].where == "a.jsonl line 2"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from vtalign_jax.dst import report
 from vtalign_jax.dst.nodes import Remark, Skip
 from vtalign_jax.errors import UserError
 
-SKIPS = [Skip("v", "", "no frames", "tried x", 3), Skip("w", "S1", "empty text")]
+SKIPS = [Skip("v", "", "no frames", "tried x", 3, "a.json row 1"), Skip("w", "S1", "empty text")]
 
 
 def test_lines_come_while_the_library_underneath_is_silenced(capsys, monkeypatch):
@@ -54,6 +54,7 @@ def test_skips_are_written_one_object_a_line(tmp_path):
         "reason": "no frames",
         "detail": "tried x",
         "clips": 3,
+        "where": "a.json row 1",
     }
     assert len(lines) == 2
 

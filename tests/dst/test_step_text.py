@@ -132,7 +132,8 @@ def test_times_that_are_none_are_left_to_the_check_of_nodes(written):
     nodes, _ = read_step_text(f"[{written}] do it")
     checked = build_videos([RawVideo("v", tuple(nodes), "", "", None, "a")])
     assert [(skip.node_id, skip.reason) for skip in checked.skips] == [("S1", "unusable time")]
-    assert checked.skips[0].detail.startswith("a line 1: time ")
+    assert checked.skips[0].where == "a line 1"
+    assert checked.skips[0].detail.startswith("time ")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_tsv_quotes_are_part_of_the_name_and_odd_rows_cost_themselves():
     video = _tsv("\n".join([*lines, "step\tS4\t3\t4\tend"]))
     assert [name for *_, name, _ in _checked([video])] == ['press "go', "end"]
     skips = build_videos([video]).skips
-    assert [(skip.reason, skip.detail.split(":")[0]) for skip in skips] == [
+    assert [(skip.reason, skip.where) for skip in skips] == [
         ("another number of cells than the header", "P 01.tsv line 3"),
         ("another number of cells than the header", "P 01.tsv line 4"),
     ]
@@ -146,7 +146,7 @@ def test_csv_rows_that_cannot_be_taken_apart_cost_themselves():
         ("7", "two\nlines"),
         ("8", "n8"),
     ]
-    assert [(skip.reason, skip.detail.split(":")[0]) for skip in skips] == [
+    assert [(skip.reason, skip.where) for skip in skips] == [
         ("another number of cells than the header", f"a.csv line {n}") for n in (3, 5, 6, 7)
     ]
     assert [node.where for node in video.nodes][-1] == "line 11"
@@ -156,4 +156,4 @@ def test_a_csv_row_without_uid_or_id_is_left_out_with_its_line():
     videos, _ = _csv(EPIC, "1,P01,,1,2,one,x", ",P01,v,1,2,two,x", "2,P01,v,1,2,two,x")
     skips = build_videos(videos).skips
     assert [(skip.reason, skip.clips) for skip in skips] == [("no uid", 1), ("no id", 1)]
-    assert "a.csv line 3" in skips[1].detail
+    assert skips[1].where == "a.csv line 3"

@@ -72,6 +72,43 @@ def test_an_ancestor_that_is_not_there_is_no_ancestor():
     assert checked.videos[0].nodes[1].ancestor_ids == ("S1",)
 
 
+def test_a_parent_missing_from_its_level_is_told_once():
+    checked = _build(
+        _node("S1", level="step"),
+        _node("S1.1", level="substep"),
+        _node("S1.2.a"),
+        _node("S1.2.b"),
+        _node("S2.1", level="substep"),
+    )
+    assert checked.warnings == [
+        Remark("v", "S1.2.a", "parent is not there", "S1.2, of 2 node(s)"),
+        Remark("v", "S2.1", "parent is not there", "S2, of 1 node(s)"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        (_node("S1", level="step"), _node("S1.1.a")),  # no substeps at all
+        (_node("S1.1.a"), _node("S1.1.b")),  # actions only
+        (_node("S1", 9, 4, level="step"), _node("S1.1", level="substep"), _node("S2", level=None)),
+    ],
+)
+def test_a_level_left_out_and_a_bad_parent_are_no_missing_parents(nodes):
+    assert _build(*nodes).warnings == []
+
+
+def test_every_node_and_skip_says_where_it_was():
+    rows = [
+        RawVideo("v", (RawNode("S1", None, 1, 2, "a", where="node 1"),), "", "", None, "f row 1"),
+        RawVideo("w", (RawNode("S1", None, 2, 1, "a", where="node 1"),), "", "", None, "f row 2"),
+        RawVideo("x", (), "", "", None, "f row 3"),
+    ]
+    checked = build_videos(rows)
+    assert checked.videos[0].nodes[0].where == "f row 1 node 1"
+    assert [skip.where for skip in checked.skips] == ["f row 3", "f row 2 node 1"]
+
+
 @pytest.mark.parametrize(
     ("node", "reason"),
     [
@@ -133,8 +170,9 @@ def test_rows_of_one_video_are_merged():
     ]
     assert (checked.videos[0].dataset, checked.videos[0].source_fps) == ("wtag", 25.0)
     assert checked.videos[1].source_fps is None
-    assert _reasons(checked) == [("S1", "duplicate id")]
-    assert "row 4" in checked.skips[0].detail
+    assert _reasons(checked) == [("S1", "rows of one video disagree")]
+    assert checked.skips[0].where == "row 4"
+    assert checked.skips[0].detail.endswith("1.0 to 4.0) in row 1")
 
 
 def test_what_is_wrong_in_each_row_of_a_video_is_told_once():
@@ -143,7 +181,7 @@ def test_what_is_wrong_in_each_row_of_a_video_is_told_once():
     rows.append(RawVideo("v", (_node("S3"),), "", "", None, "row 3", Counter(summary=1)))
     checked = build_videos(rows)
     assert _reasons(checked) == [("S1", "reversed times"), ("", "no id"), ("", "no id")]
-    assert all(skip.detail.startswith("row 0: ") for skip in checked.skips)
+    assert all(skip.where == "row 0" for skip in checked.skips)
     assert checked.asides == {"dialogue": 2, "summary": 1}
 
 

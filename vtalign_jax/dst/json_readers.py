@@ -47,7 +47,7 @@ def read_json(text: str, path: str, form: str = "") -> tuple[list[RawVideo], lis
             except ValueError as error:
                 uid = row.get("video_uid", "") if isinstance(row, dict) else ""
                 uid = uid if isinstance(uid, str) else ""
-                skips.append(Skip(uid, "", "row in no known form", f"{where}: {error}"))
+                skips.append(Skip(uid, "", "row in no known form", str(error), where=where))
     except RecursionError:
         raise UserError(f"{path} is nested too deeply; mend or leave out that file") from None
     return videos, skips
@@ -75,8 +75,8 @@ def _json_lines(
         try:
             rows.append((f"{name} line {number}", _loads(line)))
         except json.JSONDecodeError as line_error:
-            detail = f"{name} line {number}: {line_error}"
-            skips.append(Skip("", "", "line is not JSON", detail))
+            where = f"{name} line {number}"
+            skips.append(Skip("", "", "line is not JSON", str(line_error), where=where))
     if not any(row and isinstance(row, dict) for _, row in rows):  # a document, only broken
         raise UserError(f"{path} is not JSON: {error}; mend or leave out that file")
     return rows, skips

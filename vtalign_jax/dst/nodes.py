@@ -67,6 +67,7 @@ class Node:
       ancestor_ids: nodes of the same uid, root first, parent last.
       is_leaf: True if the annotation has no node below it.
       note: remarks that are not part of the text.
+      where: file, row and place within it, for messages.
     """
 
     node_id: str
@@ -77,6 +78,7 @@ class Node:
     ancestor_ids: tuple[str, ...] = ()
     is_leaf: bool = True
     note: str = ""
+    where: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Skip:
       reason: short and without values, so that equal reasons can be counted.
       detail: the values.
       clips: how many clips are lost by it.
+      where: file, row and place within it, "" where the frames are at fault.
     """
 
     uid: str
@@ -122,6 +125,7 @@ class Skip:
     reason: str
     detail: str = ""
     clips: int = 1
+    where: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

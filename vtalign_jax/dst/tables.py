@@ -94,8 +94,8 @@ def read_csv(text: str, path: str, columns: Columns) -> tuple[list[RawVideo], li
     for count, (number, cells) in enumerate(rows, 1):
         where = f"line {number}"
         if len(cells) != len(header):
-            detail = f"{name} {where}: {len(cells)} cells below a header of {len(header)}"
-            skips.append(Skip("", "", _MISFIT, detail))
+            detail = f"{len(cells)} cells below a header of {len(header)}"
+            skips.append(Skip("", "", _MISFIT, detail, where=f"{name} {where}"))
             continue
         uid, start, end, said = (cells[places[key]] for key in ("uid", "start", "end", "text"))
         node_id = cells[places["id"]] if "id" in places else str(count)

@@ -91,6 +91,9 @@ def build_videos(rows: list[RawVideo]) -> Checked:
     for (uid, split), same in merged.items():
         nodes, skips = _merge_nodes(same)
         dataset, fps, remarks = _merge_facts(same)
+        known = {_node_id(raw.node_id) for row in same for raw in row.nodes}
+        remarks += _miss_parents(uid, nodes, known)
+        nodes = _without_missing_ancestors(nodes)
         checked.videos.append(Video(uid, nodes, dataset, split, fps))
         checked.skips.extend(skips)
         checked.warnings.extend(remarks + _look_over(uid, nodes))
@@ -105,20 +108,21 @@ def _refuse_row(row: RawVideo) -> Skip | None:
     """Return why a whole row is left out, None if it is not."""
     lost = max(1, len(row.nodes))
     if not row.uid:
-        return Skip("", "", "no uid", row.where, lost)
+        return Skip("", "", "no uid", "", lost, row.where)
     if not is_safe_uid(row.uid) or _UNPRINTABLE.search(row.uid):
-        detail = f"{row.where}: uid {_SHORT.repr(row.uid)} has '..', a slash or a control character"
-        return Skip(row.uid[:MAX_ID_LENGTH], "", "unsafe uid", detail, lost)
+        detail = f"uid {_SHORT.repr(row.uid)} has '..', a slash or a control character"
+        return Skip(row.uid[:MAX_ID_LENGTH], "", "unsafe uid", detail, lost, row.where)
     if len(row.uid.encode()) > MAX_ID_LENGTH:
-        detail = f"{row.where}: {len(row.uid)} characters"
-        return Skip(row.uid[:MAX_ID_LENGTH], "", "over-long uid", detail, lost)
-    return None if row.nodes else Skip(row.uid, "", "no nodes", row.where)
+        detail = f"{len(row.uid)} characters"
+        return Skip(row.uid[:MAX_ID_LENGTH], "", "over-long uid", detail, lost, row.where)
+    return None if row.nodes else Skip(row.uid, "", "no nodes", where=row.where)
 
 
-def _merge_nodes(rows: list[RawVideo]) -> tuple[tuple[Node, ...], list[Skip]]:
+def _merge_nodes(rows: list[RawVideo]) -> tuple[list[Node], list[Skip]]:
     """Merge the rows of one uid: equal nodes once, a second node of another content is left out.
 
-    What is wrong in the same way in several rows is left out once, too.
+    What is wrong in the same way in several rows is left out once, too. The ancestors of the nodes
+    are not looked for yet.
     """
     kept: dict[str, Node] = {}
     skips: dict[tuple[str, str, str, int], Skip] = {}
@@ -128,24 +132,47 @@ def _merge_nodes(rows: list[RawVideo]) -> tuple[tuple[Node, ...], list[Skip]]:
         times: collections.Counter[tuple[str, str, str]] = collections.Counter()
         for raw in row.nodes:
             node_id = _node_id(raw.node_id)
+            where = " ".join(filter(None, (row.where, raw.where)))
             try:
-                node = _check_node(raw, node_id, is_leaf=node_id not in parents)
+                node = _check_node(raw, node_id, node_id not in parents, where)
                 first = kept.setdefault(node_id, node)
-                if node_id in seen or node != first:
-                    detail = f"{_SHORT.repr(node.name)} after {_SHORT.repr(first.name)}"
-                    raise _Refused("duplicate id", detail)
+                if node_id in seen:
+                    raise _Refused("duplicate id", f"{_shown(node)} after {_shown(first)}")
                 seen.add(node_id)
+                if node != first:
+                    detail = f"{_shown(node)}, but {_shown(first)} in {first.where}"
+                    raise _Refused("rows of one video disagree", detail)
             except _Refused as refusal:
                 same = (node_id[:MAX_ID_LENGTH], refusal.reason, refusal.detail)
-                place = " ".join(filter(None, (row.where, raw.where)))
-                skip = Skip(row.uid, *same[:2], f"{place}: {refusal.detail}")
+                skip = Skip(row.uid, *same, where=where)
                 skips.setdefault((*same, times[same]), skip)
                 times[same] += 1
-    nodes = (
+    return list(kept.values()), list(skips.values())
+
+
+def _miss_parents(uid: str, nodes: list[Node], known: set[str]) -> list[Remark]:
+    """Return a remark for each parent that the annotation does not have, not even a bad one.
+
+    An annotation without a single node as high as the parent leaves that level out on purpose.
+    """
+    depths = {len(node.ancestor_ids) for node in nodes}
+    missing: dict[str, list[str]] = {}
+    for node in nodes:
+        above = node.ancestor_ids
+        if above and above[-1] not in known and len(above) - 1 in depths:
+            missing.setdefault(above[-1], []).append(node.node_id)
+    return [
+        Remark(uid, below[0], "parent is not there", f"{parent}, of {len(below)} node(s)")
+        for parent, below in missing.items()
+    ]
+
+
+def _without_missing_ancestors(nodes: list[Node]) -> tuple[Node, ...]:
+    kept = {node.node_id for node in nodes}
+    return tuple(
         dataclasses.replace(node, ancestor_ids=tuple(a for a in node.ancestor_ids if a in kept))
-        for node in kept.values()
+        for node in nodes
     )
-    return tuple(nodes), list(skips.values())
 
 
 def _merge_facts(rows: list[RawVideo]) -> tuple[str, float | None, list[Remark]]:
@@ -172,7 +199,11 @@ class _Refused(Exception):
         self.reason, self.detail = reason, detail
 
 
-def _check_node(raw: RawNode, node_id: str, is_leaf: bool) -> Node:
+def _shown(node: Node) -> str:
+    return f"{_SHORT.repr(node.name)} ({node.level}, {node.start} to {node.end})"
+
+
+def _check_node(raw: RawNode, node_id: str, is_leaf: bool, where: str) -> Node:
     """Return the node, its ancestors not yet looked for; raises _Refused."""
     if raw.fault:
         raise _Refused(raw.fault, _SHORT.repr(raw.name))
@@ -196,7 +227,7 @@ def _check_node(raw: RawNode, node_id: str, is_leaf: bool) -> Node:
         raise _Refused("reversed times", f"{start} to {end}")
     if start < 0:
         raise _Refused("span outside the video", f"{start} to {end}, before the start")
-    return Node(node_id, level, start, end, name, ancestors, is_leaf, raw.note)
+    return Node(node_id, level, start, end, name, ancestors, is_leaf, raw.note, where)
 
 
 def _check_text(name: Any) -> str:
