@@ -25,51 +25,14 @@ from data.dst_clips.write import (
 )
 from vtalign_jax import commandline
 from vtalign_jax.dst import report
-from vtalign_jax.dst.layouts import LAYOUTS
 from vtalign_jax.dst.nodes import Skip
-from vtalign_jax.dst.plan import Plan, Settings, make_plan
-from vtalign_jax.dst.readers import FORMATS
+from vtalign_jax.dst.plan import Plan, make_plan
+from vtalign_jax.dst.settings_flags import define_settings_flags, typed_settings
 from vtalign_jax.errors import UserError
 
-_DEFAULT = Settings("", "")
-
-flags.DEFINE_string("annotations", "", "Comma-separated files or globs; train.json gives a split.")
-flags.DEFINE_string("format", "", f"Of the annotations: {', '.join(FORMATS)}; default: looked at.")
-flags.DEFINE_string("uid_column", _DEFAULT.uid_column, "CSV: the column of the video's uid.")
-flags.DEFINE_string("start_column", _DEFAULT.start_column, "CSV: where a segment starts.")
-flags.DEFINE_string("end_column", _DEFAULT.end_column, "CSV: where a segment ends.")
-flags.DEFINE_string("text_column", _DEFAULT.text_column, "CSV: what is done in a segment.")
-flags.DEFINE_string("id_column", "", "CSV: its id; default: narration_id, else the row's number.")
-flags.DEFINE_string("videos", "", "Comma-separated folders of videos, Arrow frames, images.")
+define_settings_flags()
 flags.DEFINE_string("out", "datasets/dst_clips", "Where the dataset goes.")
-flags.DEFINE_string("layout", "", f"Names of a known dataset's files: {', '.join(LAYOUTS)}.")
-flags.DEFINE_string("uid_pattern", "", "Regular expression of whole uids with (?P<named>groups).")
-flags.DEFINE_string(
-    "path_template",
-    "",
-    "Comma-separated paths below --videos, of {uid}, {dataset} and groups of --uid_pattern; * is "
-    "any name. Without an ending, Arrow frames, videos and folders of images are tried.",
-)
-flags.DEFINE_string("recording_template", "", "The recording of a uid, from the same names.")
-flags.DEFINE_string("fit", "", "square or center_crop; default: the layout's, else square.")
-flags.DEFINE_integer("rotate", None, "Degrees counter-clockwise; default: the layout's, else 0.")
-flags.DEFINE_float("source_fps", None, "Frame rate of images, or behind Arrow frames.")
-flags.DEFINE_integer("limit_videos", 0, "Take this many videos only, for a first try; 0: all.")
-flags.DEFINE_integer("image_size", _DEFAULT.image_size, "Edge of the stored square, in pixels.")
-flags.DEFINE_integer("frames", _DEFAULT.frames, "Frames stored a clip; a run may use fewer.")
-flags.DEFINE_string(
-    "strategy",
-    _DEFAULT.strategy,
-    "Length of a clip: center (--window_seconds), span (its node's, and --pad_seconds on each "
-    "side) or adaptive (EgoVLP: in proportion to the recording's mean gap between nodes, "
-    "--window_seconds on average).",
-)
-flags.DEFINE_float("window_seconds", _DEFAULT.window_seconds, "Length of a clip, in seconds.")
-flags.DEFINE_float("pad_seconds", _DEFAULT.pad_seconds, "What --strategy=span adds, in seconds.")
-flags.DEFINE_string("levels", _DEFAULT.levels, "leaves, all, or some of step,substep,action.")
 flags.DEFINE_float("max_skipped", 0.05, "Share of the clips that may be left out.")
-flags.DEFINE_string("on_leakage", _DEFAULT.on_leakage, "error, or drop from train.")
-flags.DEFINE_float("val_fraction", _DEFAULT.val_fraction, "Recordings for val if none is given.")
 flags.DEFINE_integer("workers", 0, "Decoding processes; 0: one a core.")
 flags.DEFINE_string("beam_runner", "", "Render on this Apache Beam runner, such as DirectRunner.")
 flags.DEFINE_list("beam_options", "", "Options of the pipeline: name=value,... (Beam's own names).")
@@ -80,7 +43,7 @@ def main() -> None:
     """Plan, render, write, report."""
     logging.set_verbosity(logging.WARNING)
     args = flags.FLAGS
-    settings = Settings(**{name: args[name].value for name in Settings.__dataclass_fields__})
+    settings = typed_settings()
     if not 0 <= args.max_skipped <= 1:
         raise UserError(f"--max_skipped must lie in [0, 1], got {args.max_skipped}")
     print(f"reading {settings.annotations}", flush=True)
