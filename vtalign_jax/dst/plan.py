@@ -4,11 +4,12 @@ import collections
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 
 from vtalign_jax.dst.finder import Finder, check_roots
 from vtalign_jax.dst.layouts import LAYOUTS, Naming, make_layout
 from vtalign_jax.dst.nodes import Remark, Skip, Video
-from vtalign_jax.dst.pairs import WindowOf, is_chosen, make_pairs, parse_levels
+from vtalign_jax.dst.pairs import is_chosen, make_pairs, parse_levels
 from vtalign_jax.dst.readers import FORMATS, expand_paths, read_annotations
 from vtalign_jax.dst.records import Job, make_jobs
 from vtalign_jax.dst.splits import assign_splits, settle_leakage
@@ -153,11 +154,22 @@ def make_naming(settings: Settings) -> Naming:
     return Naming(settings.layout, custom)
 
 
-def read_videos(settings: Settings) -> Checked:
+def _end_with(refusal: Remark) -> None:
+    raise UserError(refusal.detail)
+
+
+Refuse = Callable[[Remark], None]  # gets what ends the command unless this function returns
+
+
+def read_videos(settings: Settings, refuse: Refuse = _end_with) -> Checked:
     """Read and check all annotation files, and name the recordings.
 
+    Args:
+      settings: which files, and how they are written.
+      refuse: called for each file that cannot be read.
+
     Raises:
-      UserError: a path that names no file, a file that cannot be read, or a wrong naming flag.
+      UserError: a path that names no file, a wrong naming flag, or what `refuse` raises.
     """
     naming = make_naming(settings)
     columns = Columns(
@@ -169,7 +181,11 @@ def read_videos(settings: Settings) -> Checked:
     )
     rows, skips = [], []
     for path in expand_paths(settings.annotations):
-        file_rows, file_skips = read_annotations(path, settings.format, columns)
+        try:
+            file_rows, file_skips = read_annotations(path, settings.format, columns)
+        except UserError as error:
+            refuse(Remark("", "", "unreadable annotation file", str(error)))
+            continue
         rows += file_rows
         skips += file_skips
     checked = build_videos(rows)
@@ -184,9 +200,8 @@ def make_plan(settings: Settings) -> Plan:
       UserError: a wrong flag, an unreadable annotation file, leakage, or no frames for any uid.
     """
     check_settings(settings)
-    naming = make_naming(settings)
     levels = parse_levels(settings.levels)
-    roots = check_roots(settings.videos)
+    finder = make_finder(settings)
     checked = read_videos(settings)
     skips, warnings = checked.skips, list(checked.warnings)
     videos, dropped, shared = settle_leakage(
@@ -194,16 +209,7 @@ def make_plan(settings: Settings) -> Plan:
     )
     if shared:
         warnings.append(Remark("", "", "recording(s) stand in val and in test", str(shared)))
-    finder = Finder(roots, naming, settings.fit, settings.rotate, settings.source_fps or None)
-    window_of = window_chooser(
-        settings.strategy,
-        videos,
-        levels,
-        window_seconds=settings.window_seconds,
-        pad_seconds=settings.pad_seconds,
-        frames=settings.frames,
-    )
-    jobs, find_skips, find_warnings = _find_frames(videos, finder, settings, levels, window_of)
+    jobs, find_skips, find_warnings = find_frames(videos, finder, settings)
     if find_skips and not jobs:
         raise UserError(_no_frames(videos, find_skips, finder))
     if settings.limit_videos:  # what is wrong elsewhere does not count
@@ -220,14 +226,36 @@ def make_plan(settings: Settings) -> Plan:
     )
 
 
-def _find_frames(
-    videos: list[Video],
-    finder: Finder,
-    settings: Settings,
-    levels: tuple[str, ...],
-    window_of: WindowOf,
+def make_finder(settings: Settings) -> Finder:
+    """Return what finds the frames.
+
+    Raises:
+      UserError: no such folder, or a wrong naming flag.
+    """
+    naming, roots = make_naming(settings), check_roots(settings.videos)
+    return Finder(roots, naming, settings.fit, settings.rotate, settings.source_fps or None)
+
+
+def find_frames(
+    videos: list[Video], finder: Finder, settings: Settings, refuse: Refuse = _end_with
 ) -> tuple[dict[str, list[Job]], list[Skip], list[Remark]]:
-    """Return the jobs of the videos that have frames, up to `limit_videos`."""
+    """Return the jobs of the videos that have frames, up to `limit_videos`, skips and warnings.
+
+    Args:
+      videos: each with a split.
+      finder: of `make_finder`.
+      settings: which nodes, which windows.
+      refuse: called for each folder of images whose frame rate nothing tells.
+    """
+    levels = parse_levels(settings.levels)
+    window_of = window_chooser(
+        settings.strategy,
+        videos,
+        levels,
+        window_seconds=settings.window_seconds,
+        pad_seconds=settings.pad_seconds,
+        frames=settings.frames,
+    )
     jobs: dict[str, list[Job]] = {}
     skips, warnings, taken = [], [], 0
     for video in _in_turn(videos) if settings.limit_videos else videos:
@@ -242,7 +270,9 @@ def _find_frames(
             skips.append(Skip(video.uid, "", "no frames", detail, len(pairs)))
             continue
         if source.kind == "images" and not source.source_fps:
-            raise UserError(f"{source.path} is a folder of images; give its rate as --source_fps")
+            detail = f"{source.path} is a folder of images; give its rate as --source_fps"
+            refuse(Remark(video.uid, "", "no frame rate", detail))
+            continue
         taken += 1
         warnings += remarks
         jobs.setdefault(video.split, []).extend(make_jobs(pairs, source, settings.image_size))

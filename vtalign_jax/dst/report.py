@@ -27,15 +27,16 @@ _ASIDES = {  # one, several
 class ProgressLine:
     """A bar on a terminal, a plain line every ten seconds otherwise."""
 
-    def __init__(self, total: int, what: str) -> None:
-        """Start at 0 of `total` clips; lines go to what is standard output now."""
+    def __init__(self, total: int, what: str, unit: str = "clip") -> None:
+        """Start at 0 of `total` clips or other units; lines go to what is standard output now."""
         self._output = sys.stdout
         self._total, self._what, self._done, self._skipped = total, what, 0, 0
+        self._unit = unit
         self._started = self._printed = time.monotonic()
-        self._bar = tqdm.tqdm(total=total, unit="clip", desc=what) if sys.stderr.isatty() else None
+        self._bar = tqdm.tqdm(total=total, unit=unit, desc=what) if sys.stderr.isatty() else None
 
     def advance(self, taken: int, skipped: int) -> None:
-        """Count clips that were taken or skipped."""
+        """Count units that were taken or skipped."""
         self._done += taken + skipped
         self._skipped += skipped
         if self._bar is not None:
@@ -62,7 +63,7 @@ class ProgressLine:
         seconds = self._printed - self._started
         left = seconds / max(1, self._done) * (self._total - self._done)
         self.say(
-            f"{self._what}: {self._done}/{self._total} clips, {self._skipped} skipped, "
+            f"{self._what}: {self._done}/{self._total} {self._unit}s, {self._skipped} skipped, "
             f"{seconds:.0f} s, {left:.0f} s left"
         )
 

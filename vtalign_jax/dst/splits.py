@@ -31,6 +31,14 @@ def assign_splits(videos: list[Video], val_fraction: float) -> list[Video]:
     ]
 
 
+def shared_recordings(videos: list[Video]) -> dict[str, set[str]]:
+    """Return the recordings that stand in more than one split, by name, and those splits."""
+    sides: dict[str, set[str]] = {}
+    for video in videos:
+        sides.setdefault(video.recording_id, set()).add(video.split)
+    return {name: on for name, on in sorted(sides.items()) if len(on) > 1}
+
+
 def settle_leakage(videos: list[Video], on_leakage: str) -> tuple[list[Video], list[Video], int]:
     """Handle recordings that stand in more than one split.
 
@@ -45,10 +53,8 @@ def settle_leakage(videos: list[Video], on_leakage: str) -> tuple[list[Video], l
     Raises:
       UserError: a recording in train and in val or test, with `on_leakage="error"`.
     """
-    sides: dict[str, set[str]] = {}
-    for video in videos:
-        sides.setdefault(video.recording_id, set()).add(video.split)
-    leaking = sorted(name for name, on in sides.items() if "train" in on and len(on) > 1)
+    sides = shared_recordings(videos)
+    leaking = [name for name, on in sides.items() if "train" in on]
     shared = sum({"val", "test"} <= on for on in sides.values())
     if leaking and on_leakage == "error":
         raise UserError(
