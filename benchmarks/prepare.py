@@ -18,10 +18,11 @@ import av
 from PIL import Image
 
 from benchmarks.recording import write_recording
-from data.dst_clips.render import make_pool, render_all
+from data.dst_clips.render import render_all
 from vtalign_jax.dst.images import encode_jpeg
 from vtalign_jax.dst.plan import Plan, Settings, make_plan
 from vtalign_jax.dst.records import Job, render
+from vtalign_jax.processes import make_pool
 
 
 def measure(annotations: str, videos: str, workers: int, repeats: int) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,20 @@
-"""What worker processes share."""
+"""Work spread over processes of this machine."""
 
+import collections
+import concurrent.futures
+import contextlib
+import itertools
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from vtalign_jax.errors import UserError
+
+_ITEMS_IN_FLIGHT = 3 * (os.cpu_count() or 1)  # slow items must not let the others wait
+
+_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 
 
 def end_with_parent() -> None:
@@ -16,3 +28,48 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def make_pool(workers: int) -> Iterator[concurrent.futures.Executor | None]:
+    """Give a process pool, or None for one worker, whose work is done in this process."""
+    if workers <= 1:
+        yield None
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),  # fork and threads do not mix
+        initializer=end_with_parent,
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def map_in_order(
+    work: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    pool: concurrent.futures.Executor | None,
+) -> Iterator[_Result]:
+    """Yield the result of `work` for each item, in order; a bounded number is under way.
+
+    Raises:
+      UserError: the operating system ended a worker, most likely for want of memory.
+    """
+    if pool is None:
+        yield from map(work, items)
+        return
+    waiting = iter(items)
+    queue = collections.deque(
+        pool.submit(work, item) for item in itertools.islice(waiting, _ITEMS_IN_FLIGHT)
+    )
+    try:
+        while queue:
+            yield queue.popleft().result()
+            queue.extend(pool.submit(work, item) for item in itertools.islice(waiting, 1))
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError(
+            "a decoding process was ended from outside, most likely for want of memory; run the "
+            "same command again with fewer --workers"
+        ) from None

@@ -14,12 +14,13 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from data.dst_clips.dst_clips_dataset_builder import Builder
-from data.dst_clips.render import make_pool, render_all
+from data.dst_clips.render import render_all
 from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Plan
 from vtalign_jax.dst.records import SCHEMA, Job
 from vtalign_jax.dst.rendered import keep_reusable, read_result
 from vtalign_jax.errors import UserError
+from vtalign_jax.processes import make_pool
 
 NAME, VERSION = "dst_clips", "1.0.0"
 

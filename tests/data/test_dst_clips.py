@@ -20,6 +20,7 @@ from tests.examples import stored_examples
 from tests.index_video import constant_ticks, write_video
 from vtalign_jax.dst.plan import Settings, make_plan
 from vtalign_jax.errors import UserError
+from vtalign_jax.processes import make_pool
 
 
 def _write(plan, out, machines=None, **listeners):
@@ -100,7 +101,7 @@ def test_a_process_pool_gives_the_same_results_in_the_same_order(plan, tmp_path)
     for workers in (1, 2):
         folder = tmp_path / str(workers)
         folder.mkdir()
-        with render.make_pool(workers) as pool:
+        with make_pool(workers) as pool:
             assert (pool is None) == (workers == 1)
             results.append(list(render.render_all(jobs, str(folder), pool)))
     assert results[0] == results[1]
