@@ -64,7 +64,9 @@ class DataConfig:
 class ObjectiveConfig:
     """Weights of the negatives and of the losses (DESIGN section 6)."""
 
-    same_recording_weight: float = 0.4
+    preset: str = "plan"  # plan | infonce | neighbours_soft | egonce
+    same_text: str = "preset"  # preset | ignore | multi_positive | negative
+    same_recording_weight: float = 0.4  # lambda; the plan's range is 0.3 to 0.5
     neighbour_radius: int = 1  # |order difference| up to which a node is a neighbour
 
 
@@ -125,6 +127,8 @@ _CHOICES = {
     "model.compute_dtype": ("bfloat16", "float32"),
     "model.frozen_dtype": ("bfloat16", "float32"),
     "tune.connector": ("frozen", "lora", "full"),
+    "objective.preset": ("plan", "infonce", "neighbours_soft", "egonce"),
+    "objective.same_text": ("preset", "ignore", "multi_positive", "negative"),
 }
 
 _INF = math.inf

@@ -1,13 +1,24 @@
-"""Weighted InfoNCE over the global batch."""
+"""Weighted InfoNCE over the global batch, a tile of pairs at a time.
 
+Neither the forward nor the backward pass holds a [B, B] array: each device sweeps over the columns
+for its own rows, keeps the logarithms of the sums, and computes each tile again for the gradient.
+(Chunking the forward pass alone would not do: autodiff keeps every chunk.)
+"""
+
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from vtalign_jax.array_types import Identity
 from vtalign_jax.config import ObjectiveConfig
 from vtalign_jax.objectives import negatives
+
+TILE = 2**22  # pairs in a tile: 16 MiB of float32
+_PRECISION = jax.lax.Precision.HIGHEST  # a TPU's default float32 product is one bfloat16 pass
 
 
 def weighted_info_nce(
@@ -27,83 +38,228 @@ def weighted_info_nce(
 
     Source: pretraining plan, section 6.1; weighting after EgoNCE (Lin et al., 2022).
     """
-    video = directional_losses(z_video, z_text, z_text, temperature, weights)
-    text = directional_losses(z_text, z_video, z_video, temperature, weights.T)
-    return jnp.mean(video + text)
-
-
-def directional_losses(
-    queries: jax.Array,
-    positives: jax.Array,
-    candidates: jax.Array,
-    temperature: jax.Array,
-    weights: jax.Array,
-) -> jax.Array:
-    """Return `log sum_j w_ij exp(s_ij) - s_ii` for each query.
-
-    Args:
-      queries: float32[B, E].
-      positives: float32[B, E], the right answer of each query, also one of the candidates.
-      candidates: float32[C, E].
-      temperature: float32[].
-      weights: float32[B, C], 1 for the positive.
-
-    Returns:
-      float32[B]; 0 for a query without negatives.
-    """
-    precision = jax.lax.Precision.HIGHEST  # a TPU's default float32 product is one bf16 pass
-    scores = jnp.einsum("BE,CE->BC", queries, candidates, precision=precision) / temperature
-    positive = jnp.einsum("BE,BE->B", queries, positives, precision=precision) / temperature
+    scores = jnp.einsum("BE,CE->BC", z_video, z_text, precision=_PRECISION) / temperature
     is_kept = weights > 0
     # exp(s) * w in log space: log(sum(softmax * mask)) would underflow at a low temperature.
     weighted = jnp.where(is_kept, scores + jnp.log(jnp.where(is_kept, weights, 1.0)), -jnp.inf)
-    return jax.nn.logsumexp(weighted, axis=1) - positive
+    positive = jnp.diagonal(scores)
+    sums = [jax.nn.logsumexp(weighted, axis=axis) for axis in (1, 0)]
+    return jnp.mean(sums[0] + sums[1] - 2.0 * positive)
 
 
-def global_info_nce(
-    z_video: jax.Array,
-    z_text: jax.Array,
-    temperature: jax.Array,
-    identity: Identity,
-    objective: ObjectiveConfig,
-    gather: Callable = lambda x: x,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the loss of a global batch, its weights computed from who the rows are.
+class Sums(NamedTuple):
+    """Logarithms of the sums of both directions; 0 in padding rows.
+
+    Attributes:
+      video: float32[B], log sum_j w_ij exp(s_ij) of each clip.
+      text: float32[B], log sum_i w_ij exp(s_ij) of each text.
+      video_right: float32[B], the same over the right answers of each clip.
+      text_right: float32[B], the same over the right answers of each text.
+    """
+
+    video: jax.Array
+    text: jax.Array
+    video_right: jax.Array
+    text_right: jax.Array
+
+
+def make_info_nce(objective: ObjectiveConfig, mesh: Mesh, tile: int = TILE) -> Callable:
+    """Return `info_nce(z_video, z_text, temperature, identity) -> float32[]` of a global batch.
+
+    Embeddings and identity arrays are split by rows over the mesh. Texts and identities are
+    gathered once; what the sweep finds for the texts is summed over the devices, and so is their
+    gradient. B counts real pairs; a batch without any gives 0.
 
     Args:
-      z_video: float32[B, E], unit norm.
-      z_text: float32[B, E], unit norm.
-      temperature: float32[].
-      identity: identity arrays of the B rows.
       objective: weights of the pair classes.
-      gather: brings a tree of arrays, sharded by rows, whole to every device. Each device then owns
-        some rows of both directions and sees all columns.
-
-    Returns:
-      float32[], averaged over real pairs, and what the weights did: share of pairs in each class
-      and mean effective negatives a row (sum of w over j != i).
+      mesh: over whose devices the rows are split.
+      tile: most pairs whose scores exist at once on a device.
     """
-    all_video, all_text, all_identity = gather((z_video, z_text, identity))
-    classes = negatives.pair_classes(identity, all_identity, objective.neighbour_radius)  # [B, B]
-    # A padding row keeps its own column, so that its logsumexp is finite before it is masked out.
-    itself = jnp.arange(classes.shape[0])[:, None] == jnp.arange(classes.shape[1])[None, :]
-    weights = jnp.where(itself, 1.0, negatives.class_weights(objective)[classes])
-    video = directional_losses(z_video, z_text, all_text, temperature, weights)
-    text = directional_losses(z_text, z_video, all_video, temperature, weights)  # w is symmetric
-    rows = identity.row_mask.astype(jnp.float32)
-    count = jnp.maximum(jnp.sum(rows), 1.0)
-    loss = jnp.sum(jnp.where(identity.row_mask, video + text, 0.0)) / count
-    return loss, _describe(classes, jnp.where(itself, 0.0, weights), rows, count)
+    axes = mesh.axis_names
+    rows, whole = PartitionSpec(axes), PartitionSpec()
+    sweep = _Sweep(objective, axes, tile)
+    by_rows = Sums(rows, whole, rows, whole)
+    shard = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+    forward = shard(
+        sweep.forward, in_specs=(rows, rows, whole, rows), out_specs=(whole, by_rows)
+    )
+    backward = shard(
+        sweep.backward,
+        in_specs=(rows, rows, whole, rows, by_rows, whole),
+        out_specs=(rows, rows, whole),
+    )
+
+    @jax.custom_vjp
+    def info_nce(
+        z_video: jax.Array, z_text: jax.Array, temperature: jax.Array, identity: Identity
+    ) -> jax.Array:
+        return forward(z_video, z_text, temperature, identity)[0]
+
+    def keep(*inputs: object) -> tuple:
+        loss, sums = forward(*inputs)
+        return loss, (inputs, sums)
+
+    def differentiate(kept: tuple, cotangent: jax.Array) -> tuple:
+        inputs, sums = kept
+        return *backward(*inputs, sums, cotangent), None
+
+    info_nce.defvjp(keep, differentiate)
+    return info_nce
 
 
-def _describe(
-    classes: jax.Array, weights: jax.Array, rows: jax.Array, count: jax.Array
-) -> dict[str, jax.Array]:
-    """Return the share of real pairs i != j in each class and the effective negatives a row."""
-    pairs = jnp.maximum(count * (count - 1.0), 1.0)
-    described = {
-        f"pairs/{name}": jnp.sum(classes == negatives.CLASSES.index(name)) / pairs
-        for name in ("cross_recording", "same_recording", "ignored")
-    }
-    described["effective_negatives"] = jnp.sum(weights * rows[:, None]) / count
-    return described
+class _Sweep:
+    """One device's part: its rows against all columns, a tile of columns at a time."""
+
+    def __init__(self, objective: ObjectiveConfig, axes: tuple[str, ...], tile: int) -> None:
+        self._objective, self._axes, self._tile = objective, axes, tile
+        # Otherwise the only right answer of a row is its own, whose score is one dot product.
+        self._many = negatives.same_text_policy(objective) == "multi_positive"
+
+    def forward(
+        self, z_video: jax.Array, z_text: jax.Array, temperature: jax.Array, identity: Identity
+    ) -> tuple[jax.Array, Sums]:
+        """Return the loss and what its gradient needs."""
+        texts, columns, mask = self._gather(z_text, identity)
+        rows = z_video.shape[0]
+
+        def body(carry: tuple, chunk: tuple) -> tuple:
+            scores, weighted, right = self._tile_of(z_video, identity, temperature, chunk)
+            found = [_LogSum.over(weighted, axis=0)]
+            carry = [carry[0].plus(_LogSum.over(weighted, axis=1)), *carry[1:]]
+            if self._many:
+                allowed = jnp.where(right, scores, -jnp.inf)
+                found.append(_LogSum.over(allowed, axis=0))
+                carry[1] = carry[1].plus(_LogSum.over(allowed, axis=1))
+            return tuple(carry), tuple(found)
+
+        start = (_LogSum.empty(rows),) * (1 + self._many)
+        by_video, by_text = jax.lax.scan(body, start, (texts, columns))
+        count = mask.shape[0]
+        found = [_LogSum(*(x.reshape(-1)[:count] for x in part)) for part in by_text]
+        video = [_masked(part.value(), identity.row_mask) for part in by_video]
+        text = [_masked(part.across(self._axes).value(), mask) for part in found]
+        if not self._many:
+            own = self._own_scores(z_video, z_text, temperature, identity.row_mask)
+            video.append(own)
+            text.append(jax.lax.all_gather(own, self._axes, tiled=True))
+        sums = Sums(video[0], text[0], video[1], text[1])
+        total = jax.lax.psum(jnp.sum(sums.video - sums.video_right), self._axes)
+        total += jnp.sum(sums.text - sums.text_right)
+        return total / _count(mask), sums
+
+    def backward(
+        self,
+        z_video: jax.Array,
+        z_text: jax.Array,
+        temperature: jax.Array,
+        identity: Identity,
+        sums: Sums,
+        cotangent: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return the gradient to this device's embeddings and to the temperature."""
+        texts, columns, mask = self._gather(z_text, identity)
+        by_column = [_chunked(x, texts.shape[1]) for x in (sums.text, sums.text_right)]
+        scale = cotangent / _count(mask)
+
+        def body(carry: tuple, chunk: tuple) -> tuple:
+            text_sum, text_right = chunk[2]
+            scores, weighted, right = self._tile_of(z_video, identity, temperature, chunk)
+            slope = jnp.exp(weighted - sums.video[:, None]) + jnp.exp(weighted - text_sum)
+            if self._many:
+                answers = jnp.exp(scores - sums.video_right[:, None])
+                answers += jnp.exp(scores - text_right)
+                slope -= jnp.where(right, answers, 0.0)
+            else:
+                slope -= jnp.where(right, 2.0, 0.0)
+            to_video = jnp.einsum("BC,CE->BE", slope, chunk[0], precision=_PRECISION)
+            to_text = jnp.einsum("BC,BE->CE", slope, z_video, precision=_PRECISION)
+            return (carry[0] + to_video, carry[1] + jnp.sum(slope * scores)), to_text
+
+        start = (jnp.zeros_like(z_video), jnp.zeros((), z_video.dtype))
+        (to_video, slopes), to_text = jax.lax.scan(body, start, (texts, columns, by_column))
+        to_text = to_text.reshape(-1, to_text.shape[-1])[: mask.shape[0]]
+        to_text = jax.lax.psum_scatter(to_text, self._axes, scatter_dimension=0, tiled=True)
+        to_temperature = -jax.lax.psum(slopes, self._axes) / temperature
+        scaled = scale / temperature
+        return to_video * scaled, to_text * scaled, to_temperature * scale
+
+    def _gather(
+        self, z_text: jax.Array, identity: Identity
+    ) -> tuple[jax.Array, Identity, jax.Array]:
+        """Return all texts float32[K, C, E] and identities [K, C, ...], and the row mask bool[B].
+
+        K chunks of C columns; the last one is filled up with padding.
+        """
+        gathered = jax.tree.map(
+            lambda x: jax.lax.all_gather(x, self._axes, tiled=True), (z_text, identity)
+        )
+        rows, count = z_text.shape[0], gathered[0].shape[0]
+        size = min(count, max(1, self._tile // max(rows, 1)))
+        texts, columns = jax.tree.map(lambda x: _chunked(x, size), gathered)
+        return texts, columns, gathered[1].row_mask
+
+    def _tile_of(
+        self, z_video: jax.Array, identity: Identity, temperature: jax.Array, chunk: tuple
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return s, s + log w and the right answers of a tile: [b, C] each."""
+        text, columns = chunk[:2]
+        scores = jnp.einsum("BE,CE->BC", z_video, text, precision=_PRECISION) / temperature
+        weighted = scores + negatives.log_weights(identity, columns, self._objective)
+        return scores, weighted, negatives.is_positive(identity, columns, self._objective)
+
+    def _own_scores(
+        self, z_video: jax.Array, z_text: jax.Array, temperature: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        own = jnp.einsum("BE,BE->B", z_video, z_text, precision=_PRECISION) / temperature
+        return jnp.where(mask, own, 0.0)
+
+
+class _LogSum(NamedTuple):
+    """log(total) + peak, where total sums exponentials of what lies below the peak."""
+
+    peak: jax.Array
+    total: jax.Array
+
+    @classmethod
+    def empty(cls, size: int) -> "_LogSum":
+        return cls(jnp.full(size, -jnp.inf, jnp.float32), jnp.zeros(size, jnp.float32))
+
+    @classmethod
+    def over(cls, values: jax.Array, axis: int) -> "_LogSum":
+        peak = jnp.max(values, axis=axis)
+        shifted = values - jnp.expand_dims(_finite(peak), axis)
+        return cls(peak, jnp.sum(jnp.exp(shifted), axis=axis))
+
+    def plus(self, other: "_LogSum") -> "_LogSum":
+        peak = jnp.maximum(self.peak, other.peak)
+        return _LogSum(peak, self._below(peak) + other._below(peak))
+
+    def across(self, axes: tuple[str, ...]) -> "_LogSum":
+        peak = jax.lax.pmax(self.peak, axes)
+        return _LogSum(peak, jax.lax.psum(self._below(peak), axes))
+
+    def value(self) -> jax.Array:
+        return self.peak + jnp.log(self.total)
+
+    def _below(self, peak: jax.Array) -> jax.Array:
+        return self.total * jnp.exp(self.peak - _finite(peak))
+
+
+def _finite(peak: jax.Array) -> jax.Array:
+    """Return the peak, or 0 where nothing has been summed; NaN stays."""
+    return jnp.where(peak == -jnp.inf, 0.0, peak)
+
+
+def _masked(values: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.where(mask, values, 0.0)
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    return jnp.maximum(jnp.sum(mask.astype(jnp.float32)), 1.0)
+
+
+def _chunked(x: jax.Array, size: int) -> jax.Array:
+    """Return [K, size, ...] for [B, ...], filled up with zeros (False in a mask)."""
+    missing = -x.shape[0] % size
+    filled = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    return filled.reshape(-1, size, *x.shape[1:])
