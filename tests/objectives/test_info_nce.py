@@ -1,14 +1,17 @@
 """Weighted InfoNCE against a float64 NumPy transcription of the formula."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.objectives.identities import make_identity
-from vtalign_jax.config import ObjectiveConfig
+from vtalign_jax import sharding
+from vtalign_jax.config import MeshConfig, ObjectiveConfig
 from vtalign_jax.objectives import negatives
-from vtalign_jax.objectives.info_nce import global_info_nce, weighted_info_nce
+from vtalign_jax.objectives.info_nce import make_info_nce, weighted_info_nce
 
 
 def unit_rows(rng: np.random.Generator, rows: int, size: int = 12) -> np.ndarray:
@@ -17,15 +20,16 @@ def unit_rows(rng: np.random.Generator, rows: int, size: int = 12) -> np.ndarray
     return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
 
 
-def reference_loss(z_video, z_text, temperature, weights) -> float:
-    """DESIGN section 6, term by term, in float64."""
+def reference_loss(z_video, z_text, temperature, weights, right=None) -> float:
+    """DESIGN section 6, term by term, in float64; `right[i, j]`: text j answers clip i."""
     v, x, w = (np.asarray(a, np.float64) for a in (z_video, z_text, weights))
     s = v @ x.T / float(temperature)
+    p = np.eye(len(s), dtype=bool) if right is None else np.asarray(right)
     total = 0.0
     for i in range(len(s)):
-        total += s[i, i] - np.log(sum(w[i, j] * np.exp(s[i, j]) for j in range(len(s))))
-        total += s[i, i] - np.log(sum(w[j, i] * np.exp(s[j, i]) for j in range(len(s))))
-    return -total / len(s)
+        for e, row, weight in ((np.exp(s[i]), p[i], w[i]), (np.exp(s[:, i]), p[:, i], w[:, i])):
+            total -= np.log(e[row].sum() / (e[row].sum() + (weight * e)[~row].sum()))
+    return total / len(s)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
@@ -88,48 +92,115 @@ def test_low_temperature_does_not_underflow():
     np.testing.assert_allclose(value, 200.0, rtol=1e-5)
 
 
-def test_global_loss_weights_rows_by_who_they_are():
-    rng = np.random.default_rng(4)
+KINDS = {
+    "mixed": {
+        "recording": [0, 0, 0, 1, 1, 2, 3, -1],
+        "uid": [0, 0, 1, 2, 2, 3, 4, -1],
+        "order": [0, 1, 0, 0, 5, 0, 0, 0],
+        "text": [0, 1, 2, 1, 3, 0, 4, 0],
+        "real": 7,
+    },
+    "one recording": {"recording": [0] * 8, "order": [0, 1, 2, 5, 6, 9, 12, 20]},
+    "twins": {"recording": range(8), "text": [0, 0, 0, 0, 1, 1, 2, 3]},
+    "all masked": {"recording": range(8), "text": [0] * 8},
+    "batch of one": {"recording": [0, -1, -1, -1, -1, -1, -1, -1], "real": 1},
+}
+
+
+@pytest.mark.parametrize("policy", ["preset", "ignore", "multi_positive", "negative"])
+@pytest.mark.parametrize("preset", negatives.PRESETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_equal_the_reference_for_every_preset_and_policy(kind, preset, policy):
+    objective = ObjectiveConfig(preset=preset, same_text=policy, same_recording_weight=0.3)
+    identity = make_identity(**KINDS[kind])
+    rng = np.random.default_rng(7)
+    arguments = [unit_rows(rng, 8), unit_rows(rng, 8), np.float32(0.1)]
+    value, gradients = _value_and_gradients(objective, devices=1)(*arguments, identity)
+
+    real = np.flatnonzero(identity.row_mask)
+    weights = np.exp(np.asarray(negatives.log_weights(identity, identity, objective), np.float64))
+    weights = weights[np.ix_(real, real)]
+    right = np.asarray(negatives.is_positive(identity, identity, objective))[np.ix_(real, real)]
+
+    def reference(v, x, temperature):
+        return reference_loss(v[real], x[real], temperature, weights, right)
+
+    exact = [np.asarray(a, np.float64) for a in arguments]
+    np.testing.assert_allclose(value, reference(*exact), rtol=1e-5, atol=1e-6)
+    for position, gradient in enumerate(gradients):
+        direction = rng.normal(size=np.shape(arguments[position]))
+        shifted = []
+        for sign in (1, -1):
+            moved = list(exact)
+            moved[position] = moved[position] + sign * 1e-6 * direction
+            shifted.append(reference(*moved))
+        expected = (shifted[0] - shifted[1]) / 2e-6
+        np.testing.assert_allclose(np.sum(gradient * direction), expected, rtol=2e-4, atol=2e-5)
+
+
+@functools.cache
+def _value_and_gradients(objective, devices, tile=2**20):
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+    loss = make_info_nce(objective, mesh, tile)
+    function = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+    return lambda *arguments: function(*arguments[:3], jax.tree.map(jnp.asarray, arguments[3]))
+
+
+@pytest.mark.parametrize("same_text", ["ignore", "multi_positive"])
+@pytest.mark.parametrize(("devices", "tile"), [(1, 7), (1, 40), (2, 20), (4, 9), (8, 2**20)])
+def test_tiles_and_devices_change_neither_loss_nor_gradient(devices, tile, same_text):
+    objective = ObjectiveConfig(same_text=same_text)
+    rng = np.random.default_rng(8)
     identity = make_identity(
-        recording=[0, 0, 1, 2], uid=[0, 0, 1, 2], order=[0, 5, 0, 0], text=[0, 1, 2, 1]
+        np.where(np.arange(16) < 13, np.arange(16) // 3, -1),
+        uid=np.arange(16) // 3,
+        order=np.arange(16),
+        text=np.arange(16) % 6,
+        real=13,
     )
-    z_video, z_text = unit_rows(rng, 4), unit_rows(rng, 4)
-    objective = ObjectiveConfig(same_recording_weight=0.3)
-    loss, metrics = global_info_nce(z_video, z_text, jnp.float32(0.07), identity, objective)
-    weights = np.ones((4, 4))
-    weights[0, 1] = weights[1, 0] = 0.3  # same recording
-    weights[1, 3] = weights[3, 1] = 0.0  # the same text in another video
-    np.testing.assert_allclose(loss, reference_loss(z_video, z_text, 0.07, weights), rtol=2e-6)
-    np.testing.assert_allclose(metrics["pairs/cross_recording"], 8 / 12, rtol=1e-6)
-    np.testing.assert_allclose(metrics["pairs/same_recording"], 2 / 12, rtol=1e-6)
-    np.testing.assert_allclose(metrics["pairs/ignored"], 2 / 12, rtol=1e-6)
-    np.testing.assert_allclose(metrics["effective_negatives"], (8 + 0.6) / 4, rtol=1e-6)
+    arguments = [unit_rows(rng, 16), unit_rows(rng, 16), np.float32(0.07), identity]
+    expected = _value_and_gradients(objective, devices=1)(*arguments)
+    found = _value_and_gradients(objective, devices, tile)(*arguments)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    for ours, theirs in zip(found[1], expected[1], strict=True):
+        scale = float(np.abs(theirs).max())
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * scale)
 
 
-def test_padding_rows_change_neither_loss_nor_gradient():
+def test_no_array_of_all_pairs_exists_forward_or_backward():
+    rows, tile = 4096, 2**16
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    loss = make_info_nce(ObjectiveConfig(), mesh, tile)
+    z = jax.ShapeDtypeStruct((rows, 8), jnp.float32)
+    identity = jax.tree.map(jnp.asarray, make_identity(np.arange(rows)))
+    lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(
+        z, z, jax.ShapeDtypeStruct((), jnp.float32), identity
+    )
+    used = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert used < rows * rows  # a byte a pair would be more
+
+
+def test_padding_rows_get_no_gradient_and_a_batch_of_padding_gives_zero():
     rng = np.random.default_rng(5)
-    z_video, z_text = unit_rows(rng, 6), unit_rows(rng, 6)
-    padded = make_identity(
-        recording=[0, 1, 1, 2, -1, -1], order=[0, 0, 7, 0, 0, 0], text=[0, 1, 2, 3, 0, 0], real=4
-    )
-    real = jax.tree.map(lambda x: x[:4], padded)
-
-    def loss(z, identity):
-        return global_info_nce(*z, jnp.float32(0.07), identity, ObjectiveConfig())[0]
-
-    value, gradient = jax.value_and_grad(loss)((z_video, z_text), padded)
-    expected, expected_gradient = jax.value_and_grad(loss)((z_video[:4], z_text[:4]), real)
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
-    for ours, theirs in zip(gradient, expected_gradient, strict=True):
-        np.testing.assert_allclose(ours[:4], theirs, rtol=1e-5, atol=1e-7)
-        np.testing.assert_array_equal(ours[4:], 0.0)
+    z = unit_rows(rng, 6), unit_rows(rng, 6)
+    padded = make_identity([0, 1, 1, 2, -1, -1], order=[0, 0, 7, 0, 0, 0], real=4)
+    _, gradients = _value_and_gradients(ObjectiveConfig(), 1)(*z, np.float32(0.07), padded)
+    for gradient in gradients[:2]:
+        np.testing.assert_array_equal(gradient[4:], 0.0)
+        assert np.all(np.any(gradient[:4], axis=1))
+    empty = make_identity([-1] * 6, real=0)
+    value, gradients = _value_and_gradients(ObjectiveConfig(), 1)(*z, np.float32(0.07), empty)
+    assert float(value) == 0.0
+    assert all(not np.any(gradient) for gradient in gradients)
 
 
-def test_batch_of_padding_only_gives_zero():
-    identity = make_identity(recording=[-1, -1], real=0)
-    z = unit_rows(np.random.default_rng(6), 2)
-    loss, _ = global_info_nce(z, z, jnp.float32(0.07), identity, ObjectiveConfig())
-    assert float(loss) == 0.0
+def test_an_embedding_that_is_not_finite_makes_the_loss_so():
+    z = unit_rows(np.random.default_rng(6), 4)
+    broken = z.copy()
+    broken[2, 0] = np.nan
+    identity = make_identity(range(4))
+    value, _ = _value_and_gradients(ObjectiveConfig(), 1)(broken, z, np.float32(0.07), identity)
+    assert np.isnan(value)
 
 
 def test_classes_are_listed_once():

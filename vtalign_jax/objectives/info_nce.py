@@ -80,9 +80,7 @@ def make_info_nce(objective: ObjectiveConfig, mesh: Mesh, tile: int = TILE) -> C
     sweep = _Sweep(objective, axes, tile)
     by_rows = Sums(rows, whole, rows, whole)
     shard = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
-    forward = shard(
-        sweep.forward, in_specs=(rows, rows, whole, rows), out_specs=(whole, by_rows)
-    )
+    forward = shard(sweep.forward, in_specs=(rows, rows, whole, rows), out_specs=(whole, by_rows))
     backward = shard(
         sweep.backward,
         in_specs=(rows, rows, whole, rows, by_rows, whole),
@@ -158,7 +156,7 @@ class _Sweep:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return the gradient to this device's embeddings and to the temperature."""
         texts, columns, mask = self._gather(z_text, identity)
-        by_column = [_chunked(x, texts.shape[1]) for x in (sums.text, sums.text_right)]
+        by_column = [chunked(x, texts.shape[1]) for x in (sums.text, sums.text_right)]
         scale = cotangent / _count(mask)
 
         def body(carry: tuple, chunk: tuple) -> tuple:
@@ -195,7 +193,7 @@ class _Sweep:
         )
         rows, count = z_text.shape[0], gathered[0].shape[0]
         size = min(count, max(1, self._tile // max(rows, 1)))
-        texts, columns = jax.tree.map(lambda x: _chunked(x, size), gathered)
+        texts, columns = jax.tree.map(lambda x: chunked(x, size), gathered)
         return texts, columns, gathered[1].row_mask
 
     def _tile_of(
@@ -258,7 +256,7 @@ def _count(mask: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.sum(mask.astype(jnp.float32)), 1.0)
 
 
-def _chunked(x: jax.Array, size: int) -> jax.Array:
+def chunked(x: jax.Array, size: int) -> jax.Array:
     """Return [K, size, ...] for [B, ...], filled up with zeros (False in a mask)."""
     missing = -x.shape[0] % size
     filled = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))

@@ -8,10 +8,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from vtalign_jax import sharding
-from vtalign_jax.array_types import Batch
+from vtalign_jax.array_types import Batch, Identity
 from vtalign_jax.config import ObjectiveConfig
 from vtalign_jax.models.aligner import MIN_TEMPERATURE, AlignerModel
-from vtalign_jax.objectives.info_nce import global_info_nce
+from vtalign_jax.objectives import negatives
+from vtalign_jax.objectives.info_nce import make_info_nce
 from vtalign_jax.training.state import TrainState
 
 Bind = Callable[[Mapping[str, jax.Array]], AlignerModel]
@@ -45,21 +46,32 @@ def embed(model: AlignerModel, batch: Batch, keys: tuple = (None, None)) -> tupl
 
 def make_loss(bind: Bind, objective: ObjectiveConfig, mesh: Mesh) -> Callable:
     """Return `loss(params, frozen, batch, keys) -> (float32[], metrics)` of a global batch."""
-
-    def gather(tree: object) -> object:
-        whole = NamedSharding(mesh, sharding.WHOLE)
-        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole), tree)
+    info_nce = make_info_nce(objective, mesh)
 
     def loss(params: dict, frozen: dict, batch: Batch, keys: tuple) -> tuple[jax.Array, dict]:
         model = bind(params | frozen)
         z_video, z_text = embed(model, batch, keys)
         temperature = model.temperature()
-        value, metrics = global_info_nce(
-            z_video, z_text, temperature, batch.identity, objective, gather
-        )
-        return value, metrics | {"loss": value, "loss_itc": value, "temperature": temperature}
+        value = info_nce(z_video, z_text, temperature, batch.identity)
+        metrics = {"loss": value, "loss_itc": value, "temperature": temperature}
+        return value, metrics | _describe(batch.identity, objective, mesh)
 
     return loss
+
+
+def _describe(identity: Identity, objective: ObjectiveConfig, mesh: Mesh) -> dict[str, jax.Array]:
+    """Return the share of real pairs i != j in each class, and the effective negatives a row."""
+    whole = NamedSharding(mesh, sharding.WHOLE)
+    columns = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole), identity)
+    classes = negatives.pair_classes(identity, columns, objective)  # [B, B]
+    count = jnp.maximum(jnp.sum(identity.row_mask.astype(jnp.float32)), 1.0)
+    pairs = jnp.maximum(count * (count - 1.0), 1.0)
+    reported = negatives.CLASSES[: negatives.CLASSES.index("positive")]
+    sums = {name: jnp.sum(classes == n) for n, name in enumerate(reported)}
+    weights = negatives.class_weights(objective)
+    total = sum(weights[n] * sums[name] for n, name in enumerate(reported))
+    shares = {f"pairs/{name}": value / pairs for name, value in sums.items()}
+    return shares | {"effective_negatives": total / count}
 
 
 def make_train_step(
