@@ -122,7 +122,10 @@ def _batches(split: ClipSplit, tokenizer: ClipTokenizer, workers: int) -> Iterat
 def _torch_ways(
     split: ClipSplit, tokenizer: ClipTokenizer
 ) -> dict[str, Callable[[], Iterator[int]]]:
+    import torch
     from torch.utils.data import DataLoader
+
+    torch.set_num_threads(1)  # more would wait for one another on the one core
 
     rows = _TorchRows(split, tokenizer)
 

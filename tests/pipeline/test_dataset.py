@@ -198,7 +198,8 @@ def test_a_damaged_record_names_its_clip_and_its_file(copy):
 
 def test_the_cache_stops_at_its_limit_and_what_it_holds_is_read_only():
     def clip(frames=1):
-        return DecodedClip(np.zeros((frames, 8, 8, 3), np.uint8), (0,), 4, 4.0, "text", "")
+        pictures = [np.zeros((8, 8, 3), np.uint8) for _ in range(frames)]
+        return DecodedClip(pictures, (0,), 4, 4.0, "text", "")
 
     cache = ClipCache(3 * 192 + 100)
     cache.offer((9, 8), clip(frames=2))  # counts twice
@@ -207,7 +208,7 @@ def test_the_cache_stops_at_its_limit_and_what_it_holds_is_read_only():
     assert [cache.get((index, 8)) is not None for index in range(3)] == [True, False, False]
     assert cache.get((0, 4)) is None  # another size
     with pytest.raises(ValueError, match="read-only"):
-        cache.get((0, 8)).frames[:] = 1
+        cache.get((0, 8)).frames[0][:] = 1
     half = cache.share(2)
     half.offer((0, 8), clip())
     half.offer((1, 8), clip())

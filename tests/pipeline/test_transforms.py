@@ -85,7 +85,7 @@ def test_frames_of_the_models_size_are_decoded_as_pillow_does(split):
     row = row_of(split, "whole")
     expected = np.stack([np.asarray(noise(k)[1]) for k in range(FRAMES)])
     np.testing.assert_array_equal(row.frames, expected)
-    assert row.frames.dtype == np.uint8
+    assert {frame.dtype for frame in row.frames} == {np.dtype(np.uint8)}
     assert row.frame_mask.tolist() == [True] * FRAMES
 
 
@@ -114,7 +114,7 @@ def test_frames_that_are_missing_are_masked_and_zero_and_not_in_the_prompt(split
     row = row_of(split, "short")
     assert row.frame_mask.tolist() == [True, True, False, False]
     np.testing.assert_array_equal(row.frames[1], np.asarray(noise(7)[1]))
-    assert not row.frames[2:].any()
+    assert not np.any(row.frames[2:])
     # the window is -1 to 3 s, so 0.5 and 1.5 s are 1.5 and 2.5 s into it
     assert row.clip_ids[row.clip_mask].tolist() == [104, 11, 12, 1]
     assert row.clip_ids[~row.clip_mask].tolist() == [0, 0, 0]
@@ -152,8 +152,8 @@ def test_a_limit_without_room_for_a_turn_is_refused(split):
 
 def test_a_padding_row_is_zero_and_keeps_one_token_in_each_mask(split):
     row = make_rows(split)(0, PADDING)
-    assert row.frames.shape == (FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3)
-    assert not row.frames.any()
+    assert np.shape(row.frames) == (FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert not np.any(row.frames)
     assert not row.frame_mask.any()
     for ids, mask in ((row.clip_ids, row.clip_mask), (row.text_ids, row.text_mask)):
         assert not ids.any()  # the fake's pad_id is 0
@@ -253,7 +253,8 @@ def dense(tmp_path_factory):
 
 def shown(row):
     """Return the numbers of the frames that a row shows."""
-    return [round(frame.mean() / 20) for frame in row.frames[row.frame_mask]]
+    assert not np.any([frame for frame, is_real in zip(*row[:2], strict=True) if not is_real])
+    return [round(frame.mean() / 20) for frame in np.asarray(row.frames)[row.frame_mask]]
 
 
 def said(row):
@@ -267,7 +268,7 @@ def test_fewer_frames_than_stored_are_those_in_the_middle_of_their_share_of_the_
     row = row_of(dense, "first")
     assert shown(row) == [1, 4, 7, 10]
     assert said(row) == (6, [0, 2, 3, 5])  # 0.75, 2.25, 3.75, 5.25 s
-    assert row.frames.shape == (4, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert np.shape(row.frames) == (4, IMAGE_SIZE, IMAGE_SIZE, 3)
     assert shown(row_of(dense, "first", frames=DENSE)) == list(range(DENSE))
     assert shown(row_of(dense, "first", frames=1)) == [5]
 
@@ -310,7 +311,6 @@ def test_a_part_of_the_window_outside_the_video_gives_no_frame(dense):
     row = row_of(dense, "edge")  # frames 5 to 11 exist
     assert shown(row) == [5, 7, 10]
     assert row.frame_mask.tolist() == [True, True, True, False]
-    assert not row.frames[3].any()
     assert said(row) == (6, [2, 3, 5])
     rows = make_rows(dense, jitter=True)
     drawn = [shown(rows(epoch, index_of(dense, "edge"))) for epoch in range(30)]

@@ -11,7 +11,7 @@ class DecodedClip(NamedTuple):
     """One clip and its text, ready for rows.
 
     Attributes:
-      frames: uint8[n, H, W, 3], frames that exist, in time order.
+      frames: uint8[H, W, 3] each, frames that exist, in time order.
       numbers: which of the window's `sampled_frames` each of them is.
       sampled_frames: how many were looked for, evenly spread over the window.
       window_seconds: length of the window.
@@ -19,7 +19,7 @@ class DecodedClip(NamedTuple):
       parent_text: the parent's name, "" where there is none.
     """
 
-    frames: np.ndarray
+    frames: list[np.ndarray]
     numbers: tuple[int, ...]
     sampled_frames: int
     window_seconds: float
@@ -53,9 +53,10 @@ class ClipCache:
 
     def offer(self, key: Hashable, clip: DecodedClip) -> None:
         """Keep the clip if there is room; its frames become read-only."""
+        num_bytes = sum(frame.nbytes for frame in clip.frames)
         with self._lock:
-            fits = self._bytes + clip.frames.nbytes <= self._limit_bytes
-            if fits and key not in self._clips:
-                clip.frames.flags.writeable = False
+            if self._bytes + num_bytes <= self._limit_bytes and key not in self._clips:
+                for frame in clip.frames:
+                    frame.flags.writeable = False
                 self._clips[key] = clip
-                self._bytes += clip.frames.nbytes
+                self._bytes += num_bytes

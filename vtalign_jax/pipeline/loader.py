@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -187,7 +187,8 @@ def _read_rows(chunks: _Chunks, row_maker: RowMaker, prefetch_batches: int) -> g
     rows = grain.MapDataset.source(chunks).map(
         lambda chunk: [row_maker(chunk[0], index) for index in chunk[1]]
     )
-    shares = rows.to_iter_dataset(reading).batch(chunks.a_worker, batch_fn=_stacked)
+    stacked = _stacked_in_shared_memory if workers else _stacked
+    shares = rows.to_iter_dataset(reading).batch(chunks.a_worker, batch_fn=stacked)
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read their flags; a notebook parses none
             flags.FLAGS.mark_as_parsed()
@@ -214,9 +215,22 @@ def _start_worker(worker: int, workers: int) -> None:
     end_with_parent()
 
 
-def _stacked(chunks: Sequence[list[Row]]) -> Row:
-    rows = [row for chunk in chunks for row in chunk]
-    return Row(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
+def _stacked(chunks: Sequence[list[Row]], make_array: Callable = np.empty) -> Row:
+    """Return the rows of all chunks as arrays; no frame is copied before."""
+    frames, *others = zip(*(row for chunk in chunks for row in chunk), strict=True)
+    pixels = make_array((len(frames), len(frames[0]), *frames[0][0].shape), np.uint8)
+    for row, of_row in zip(pixels, frames, strict=True):
+        np.stack(of_row, out=row)
+    stacked = [pixels]
+    for arrays in others:
+        whole = make_array((len(arrays), *arrays[0].shape), arrays[0].dtype)
+        stacked.append(np.stack(arrays, out=whole))
+    return Row(*stacked)
+
+
+def _stacked_in_shared_memory(chunks: Sequence[list[Row]]) -> Row:
+    """Stack the rows where the parent reads them; Grain would copy them there otherwise."""
+    return _stacked(chunks, grain.multiprocessing.SharedMemoryArray)
 
 
 def _interleaved(shares: Sequence[Row], chunk_rows: int) -> Row:

@@ -42,9 +42,9 @@ class Tokenizer(Protocol):
 
 
 class Row(NamedTuple):
-    """One row of a `Batch` but its identity; or several, stacked."""
+    """One row of a `Batch` but its identity, frames one by one; or several, stacked."""
 
-    frames: Array
+    frames: Array | list[Array]
     frame_mask: Array
     clip_ids: Array
     clip_mask: Array
@@ -125,22 +125,27 @@ class RowMaker:
         seconds = whole_seconds(
             [clip.numbers[place] for place in chosen], clip.window_seconds, clip.sampled_frames
         )
+        missing = self._frames - len(chosen)
         return Row(
-            _padded_frames(clip.frames, chosen, self._frames),
+            [clip.frames[place] for place in chosen] + [self._no_frame] * missing,
             np.arange(self._frames) < len(chosen),
             *self._clip_row(seconds, clip.window_seconds),
             *self._text_row(self._text(clip, epoch, index)),
         )
 
     @functools.cached_property
+    def _no_frame(self) -> np.ndarray:
+        edge = self._tokenizer.image_size
+        return np.zeros((edge, edge, 3), np.uint8)
+
+    @functools.cached_property
     def _padding(self) -> Row:
         """A row of zeros; its token masks keep one position, so that no softmax sees none."""
-        edge = self._tokenizer.image_size
         empty = np.zeros(0, np.int32)
         clip_ids, clip_mask = _padded(empty, self._clip_tokens, self._tokenizer.pad_id)
         text_ids, text_mask = _padded(empty, self._text_tokens, self._tokenizer.pad_id)
         clip_mask[0] = text_mask[0] = True
-        frames = np.zeros((self._frames, edge, edge, 3), np.uint8)
+        frames = [self._no_frame] * self._frames
         return Row(frames, np.zeros(self._frames, bool), clip_ids, clip_mask, text_ids, text_mask)
 
     def _clip(self, index: int) -> DecodedClip:
@@ -210,11 +215,8 @@ def decode_clip(
     window_seconds = float(window_lengths(record.window_start, record.window_end))
     numbers = frame_numbers(record.frame_times, record.window_start, window_seconds, sampled_frames)
     chosen = choose_frames(numbers, sampled_frames, frames)
-    decoded = np.empty((len(chosen), edge, edge, 3), np.uint8)
-    for row, place in zip(decoded, chosen, strict=True):
-        row[...] = decode_frame(record.frames[place], stored_edge, edge)
     return DecodedClip(
-        decoded,
+        [decode_frame(record.frames[place], stored_edge, edge) for place in chosen],
         tuple(numbers[place] for place in chosen),
         sampled_frames,
         window_seconds,
@@ -253,15 +255,6 @@ def _check_frames(split: ClipSplit, edge: int, frames: int) -> None:
                 f"config.data.frames is {frames}; set it to {part.frames} or less, or prepare "
                 f"again with --frames={frames}"
             )
-
-
-def _padded_frames(frames: np.ndarray, chosen: list[int], count: int) -> np.ndarray:
-    """Return uint8[count, H, W, 3], the chosen frames first, zeros after them."""
-    if len(chosen) == len(frames) == count:
-        return frames  # nothing to copy
-    padded = np.zeros((count, *frames.shape[1:]), np.uint8)
-    padded[: len(chosen)] = frames[chosen]
-    return padded
 
 
 def _padded(ids: np.ndarray, length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
