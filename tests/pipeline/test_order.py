@@ -130,3 +130,39 @@ def test_evaluation_goes_through_the_records_in_order():
     rows = np.stack([order.records(step) for step in range(3)])
     np.testing.assert_array_equal(rows.ravel()[:10], np.arange(10))
     np.testing.assert_array_equal(rows.ravel()[10:], [PADDING, PADDING])
+
+
+def mixed(taken=(40, 60), fraction=0.25):
+    """An order over datasets of 133 and 200 records, of which an epoch takes some."""
+    datasets = list(zip((133, 200), taken, strict=True))
+    return BatchOrder(RECORDING, 0, "f", 32, fraction, 4, datasets)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
+def test_an_epoch_of_mixed_datasets_takes_the_share_of_each_and_no_record_twice(fraction):
+    order = mixed(fraction=fraction)
+    assert (order.epoch_records, order.steps_per_epoch) == (100, 4)
+    for number in range(3):
+        flat = epoch(order, number).ravel()
+        assert (flat[100:] == PADDING).all()
+        taken = flat[:100]
+        assert len(set(taken.tolist())) == 100
+        assert (taken < 133).sum() == 40
+
+
+def test_every_epoch_draws_its_share_of_a_dataset_anew():
+    seen = [set(epoch(mixed(), number).ravel().tolist()) for number in range(12)]
+    assert len(set(map(frozenset, seen))) == 12
+    assert len(set.union(*seen)) > 300  # of 333
+
+
+def test_taking_all_of_every_dataset_changes_nothing_and_a_share_of_0_leaves_one_out():
+    np.testing.assert_array_equal(epoch(mixed((133, 200))), epoch(make_order()))
+    flat = epoch(mixed((0, 200))).ravel()
+    assert flat[flat != PADDING].min() >= 133
+
+
+def test_groups_of_mixed_datasets_fill_a_quarter_of_every_batch_too():
+    recording = np.repeat(np.arange(2000), 4)
+    order = BatchOrder(recording, 0, "f", 64, 0.25, 4, [(6000, 3000), (2000, 2000)])
+    assert min(shared(records, recording) for records in epoch(order)[:-1]) >= 0.25
