@@ -15,6 +15,7 @@ from etils import epath
 from PIL import Image
 
 from vtalign_jax.dst.faults import EPSILON, FrameError, FrameFault
+from vtalign_jax.dst.packets import can_skip, mark_needed
 
 _KEYFRAME_GAP = 10.0  # seconds; about the default of common encoders
 _TAIL = 5.0  # seconds at the end that hold the last frame, wherever a seek may land
@@ -24,8 +25,9 @@ _LONG_AGO, _NEVER = -(2**62), 2**62  # ticks
 class VideoFile:
     """The frames of the first video stream of a file.
 
-    Wanted times are served in one forward pass, which jumps where a keyframe makes that cheaper. A
-    handful of decoded frames is held at any moment, whatever the length of the video.
+    Wanted times are served in one forward pass, which jumps where a keyframe makes that cheaper and
+    leaves undecoded what nobody needs. A handful of decoded frames is held at any moment, whatever
+    the length of the video.
     """
 
     def __init__(self, path: str) -> None:
@@ -37,6 +39,7 @@ class VideoFile:
         self._path = path
         self._reformatter = VideoReformatter()
         self._last_good: dict[int, int] = {}  # first pts after a jump -> last pts before the damage
+        self._wanted: list[float] | None = None  # ticks; None if every frame is to be decoded
         self._open()
         try:
             self._current = self._pull(tolerate=True)
@@ -44,6 +47,7 @@ class VideoFile:
             self.close()
             raise FrameError("unreadable video", f"{path}: {error or 'no frame'}") from None
         self._landing = self._first = self._good = self._current.pts
+        self._can_skip = can_skip(self._stream.codec_context.name, self._current)
         # An index goes by decoding time, which runs ahead where B-frames are; seeks allow for it.
         index = self._stream.index_entries
         self._ahead = max(0, self._first - index[0].timestamp) if len(index) else 0
@@ -68,11 +72,13 @@ class VideoFile:
     def frames_at(self, times: Sequence[float]) -> Iterator[tuple[float, Image.Image | FrameFault]]:
         """Yield (time, RGB picture as a player shows it), ascending; see `frames.FrameSource`."""
         shown, picture = None, None
-        for time in sorted(times):
-            if time < 0:
-                continue
+        times = sorted(time for time in times if time >= 0)
+        ticks = [self._first + (time + EPSILON) / float(self._base) for time in times]
+        if self._can_skip:
+            self._wanted, self._current = ticks, None  # what is in the decoder was not marked
+        for time, target in zip(times, ticks, strict=True):
             try:
-                frame = self._shown_at(self._first + (time + EPSILON) / float(self._base))
+                frame = self._shown_at(target)
                 if frame is not None and frame.pts != shown:
                     shown, picture = frame.pts, self._to_picture(frame)
             except (_EndOfStream, _Damage, av.FFmpegError) as error:
@@ -97,7 +103,7 @@ class VideoFile:
 
     def _restart(self) -> None:
         """Forget decoded frames; the decoder goes on from where the container stands."""
-        self._packets = self._container.demux(self._stream)
+        self._packets = mark_needed(self._container.demux(self._stream), self._wanted)
         self._pending: list[Any] = []
         self._current = self._next = None
         self._good = self._read = _LONG_AGO
@@ -109,9 +115,10 @@ class VideoFile:
           tolerate: pass over what cannot be decoded, as at the start of a stream that was cut.
         """
         while not self._pending:
-            packet = next(self._packets, None)
+            packet, is_needed = next(self._packets, (None, True))
             if packet is None:
                 raise _EndOfStream("the stream ends")
+            self._stream.codec_context.skip_frame = "DEFAULT" if is_needed else "NONREF"
             self._read = max([self._read, *(t for t in (packet.pts, packet.dts) if t is not None)])
             if not packet.size and self._is_cut_off():
                 raise _Damage("the file ends early")
