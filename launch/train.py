@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import optax
 from absl import flags
 from ml_collections import config_flags
 
 from vtalign_jax import commandline, sharding
-from vtalign_jax.config import resolve
+from vtalign_jax.config import Config, resolve
 from vtalign_jax.evaluation.embed import Evaluator
 from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.tokens import ClipTokenizer
@@ -25,9 +26,10 @@ from vtalign_jax.pipeline.loader import make_loader, train_order
 from vtalign_jax.pipeline.mixture import describe, epoch_counts
 from vtalign_jax.training import manifest, optim, trainable
 from vtalign_jax.training.assemble import assemble, load
+from vtalign_jax.training.grad_cache import StreamedStep
 from vtalign_jax.training.session import Session
 from vtalign_jax.training.state import init_state
-from vtalign_jax.training.step import make_train_step
+from vtalign_jax.training.step import Bind, make_train_step
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="file of the run, such as configs/pretrain.py; --config.a.b=x overrides"
@@ -84,14 +86,7 @@ def main() -> None:
         session.record(0, "zero_shot", zero_shot)
         session.record(0, "val", untrained)  # no candidate for the best: there is nothing to export
 
-    train_step = make_train_step(
-        model.bind,
-        optimizer,
-        learning_rate,
-        config.objective,
-        mesh,
-        has_dropout=config.tune.dropout > 0,
-    )
+    train_step = _make_step(model.bind, optimizer, learning_rate, config, mesh)
     batches = make_loader(
         train_split,
         tokenizer,
@@ -107,7 +102,7 @@ def main() -> None:
     waiting_since = time.perf_counter()
     for step, batch in batches:
         session.progress.advance(time.perf_counter() - waiting_since)
-        state, metrics = train_step(state, frozen, sharding.to_devices(batch, mesh))
+        state, metrics, _, _ = train_step(state, frozen, batch)
         done = step + 1
         if step == session.step:
             jax.block_until_ready(metrics)
@@ -125,6 +120,21 @@ def main() -> None:
     batches.close()
     session.close()
     _say(session.summary())
+
+
+def _make_step(
+    bind: Bind,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    config: Config,
+    mesh: jax.sharding.Mesh,
+) -> Callable:
+    """Return `step(state, frozen, batch on the host)`: direct, or streamed by microbatches."""
+    rows = config.train.contrastive_batch // mesh.size
+    if 0 < config.train.microbatch < rows:
+        return StreamedStep(bind, optimizer, learning_rate, config, mesh, _say)
+    step = make_train_step(bind, optimizer, learning_rate, config, mesh)
+    return lambda state, frozen, batch: step(state, frozen, sharding.to_devices(batch, mesh))
 
 
 def _catch_sigterm() -> Callable[[], bool]:

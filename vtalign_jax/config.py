@@ -87,6 +87,8 @@ class TrainConfig:
     """Length, evaluation, early stop and checkpoints."""
 
     contrastive_batch: int = 32  # global pairs in one loss
+    microbatch: int = 0  # pairs a device holds at once; 0: all of its share, in one jitted step
+    keep_prefix: str = "auto"  # auto | device | host | never: the frozen part of a microbatch
     epochs: int = 15
     eval_every_epochs: int = 1
     eval_batch: int = 32
@@ -127,6 +129,7 @@ _CHOICES = {
     "model.compute_dtype": ("bfloat16", "float32"),
     "model.frozen_dtype": ("bfloat16", "float32"),
     "tune.connector": ("frozen", "lora", "full"),
+    "train.keep_prefix": ("auto", "device", "host", "never"),
     "objective.preset": ("plan", "infonce", "neighbours_soft", "egonce"),
     "objective.same_text": ("preset", "ignore", "multi_positive", "negative"),
 }
@@ -155,6 +158,7 @@ _RANGES = {  # field: lowest and highest value allowed, both included
     "optim.b1": (0.0, 0.9999999),
     "optim.b2": (0.0, 0.9999999),
     "train.contrastive_batch": (1, 2**24),
+    "train.microbatch": (0, 2**24),
     "train.epochs": (1, 10**6),
     "train.eval_every_epochs": (1, 10**6),
     "train.eval_batch": (1, 2**20),

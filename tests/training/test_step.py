@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
+from tests.objectives.identities import make_identity
 from tests.tiny_aligner import make_aligner, make_batch, make_config, relative_error
 from vtalign_jax import sharding
 from vtalign_jax.config import MeshConfig
@@ -41,7 +42,7 @@ def loss_and_gradient(config, aligner):
         mesh, function = compiled(devices, fsdp)
         base = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
         tuned = jax.device_put(params, NamedSharding(mesh, sharding.WHOLE))
-        keys = row_keys(jax.random.key_data(jax.random.key(7)), 3, len(batch.frames))
+        keys = row_keys(jax.random.key_data(jax.random.key(7)), 3, batch.identity)
         (loss, _), gradient = function(tuned, base, sharding.to_devices(batch, mesh), keys)
         return float(loss), jax.device_get(gradient)
 
@@ -76,14 +77,18 @@ def test_padding_rows_change_no_gradient(loss_and_gradient):
         assert relative_error(value, expected[path]) < 1e-5, path
 
 
-def test_dropout_keys_depend_on_the_row_alone():
+def test_dropout_keys_depend_on_step_and_record_alone():
     seed = jax.random.key_data(jax.random.key(0))
-    few, many = row_keys(seed, 5, 4), row_keys(seed, 5, 8)
-    for short, long in zip(few, many, strict=True):
-        np.testing.assert_array_equal(jax.random.key_data(short), jax.random.key_data(long[:4]))
-    clips, texts = (jax.random.key_data(k) for k in many)
-    later = jax.random.key_data(row_keys(seed, 6, 8)[0])
-    everything = np.concatenate([clips, texts, later])
+    record = np.array([4, 9, 2, 7], np.int32)
+    identity = make_identity(range(4), record=record)
+    turned = make_identity(range(4), record=record[::-1])
+    some, same, later = (
+        [np.asarray(jax.random.key_data(k)) for k in row_keys(seed, step, rows)]
+        for step, rows in ((5, identity), (5, turned), (6, identity))
+    )
+    for ours, theirs in zip(some, same, strict=True):
+        np.testing.assert_array_equal(ours, theirs[::-1])
+    everything = np.concatenate([*some, *later])
     assert len(np.unique(everything, axis=0)) == len(everything)
 
 
@@ -94,7 +99,7 @@ def compiled_step(config, aligner):
     mesh = sharding.make_mesh(config.mesh)
     optimizer = optim.make_optimizer(config.optim, 50)
     rate = optim.learning_rate(config.optim, 50)
-    step = make_train_step(bind, optimizer, rate, config.objective, mesh, has_dropout=True)
+    step = make_train_step(bind, optimizer, rate, config, mesh)
     frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
     return step, optimizer, mesh, frozen
 
@@ -113,7 +118,7 @@ def test_steps_reduce_the_loss_trace_once_and_leave_frozen_leaves_alone(run):
     before = jax.tree.map(np.array, frozen)
     losses = []
     for _ in range(30):
-        state, metrics = step(state, frozen, batch)
+        state, metrics, *_ = step(state, frozen, batch)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     assert step._cache_size() == 1
@@ -125,17 +130,17 @@ def test_steps_reduce_the_loss_trace_once_and_leave_frozen_leaves_alone(run):
 def test_an_update_that_is_not_finite_is_left_out_and_counted(run, config):
     step, state, frozen, put = run
     batch = put(make_batch(16))
-    state, _ = step(state, frozen, batch)  # past the step of learning rate zero
+    state, *_ = step(state, frozen, batch)  # past the step of learning rate zero
     poisoned = dict(frozen)
     poisoned["base.text_model.norm.scale"] = frozen["base.text_model.norm.scale"] * np.nan
     before = jax.device_get((state.params, state.opt_state))
     for count in (1, 2):
-        state, metrics = step(state, poisoned, batch)
+        state, metrics, *_ = step(state, poisoned, batch)
         assert not np.isfinite(metrics["loss"])
         assert (int(metrics["skipped"]), int(state.skipped_in_a_row)) == (count, count)
     after = jax.device_get((state.params, state.opt_state))
     jax.tree.map(np.testing.assert_array_equal, after, before)
-    state, metrics = step(state, frozen, batch)
+    state, metrics, *_ = step(state, frozen, batch)
     assert (int(metrics["skipped"]), int(state.skipped_in_a_row)) == (2, 0)
     assert int(metrics["longest_skipped"]) == 2
     rate = optim.learning_rate(config.optim, 50)
@@ -147,7 +152,7 @@ def test_temperature_stays_above_its_bound_and_can_return(run):
     step, state, frozen, put = run
     low = state.params["log_temperature"] * 0 + np.float32(np.log(MIN_TEMPERATURE) - 3.0)
     state = state._replace(params=state.params | {"log_temperature": low})
-    state, metrics = step(state, frozen, put(make_batch(16)))
+    state, metrics, *_ = step(state, frozen, put(make_batch(16)))
     assert float(metrics["temperature"]) == pytest.approx(MIN_TEMPERATURE)
     bound = np.log(np.float32(MIN_TEMPERATURE))
     assert float(state.params["log_temperature"]) >= bound - 1e-6

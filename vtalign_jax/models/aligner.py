@@ -61,12 +61,31 @@ class AlignerModel(nnx.Module):
         self.pooling = config.pooling
         self.is_shared = config.head == "shared"
 
+    def clip_prefix(
+        self, clip_ids: jax.Array, clip_mask: jax.Array, frames: jax.Array, depth: str
+    ) -> jax.Array:
+        """Return the part of a clip's pass below some depth, from which `pooled_clips` goes on.
+
+        Args:
+          clip_ids: int32[B, S].
+          clip_mask: bool[B, S].
+          frames: uint8[B, F, H, W, 3], valid frames first, at the model's image size.
+          depth: "tower" for the vision tower's features, float[B, F, P, V]; "decoder" for what
+            enters the blocks with adapters, float[B, S, D].
+        """
+        if depth == "tower":
+            return self.base.patch_features(normalise(frames))
+        return self.base.lower_states(clip_ids, clip_mask, normalise(frames))
+
     def pooled_clips(
         self,
         clip_ids: jax.Array,
         clip_mask: jax.Array,
-        frames: jax.Array,
+        frames: jax.Array | None,
         dropout_keys: jax.Array | None = None,
+        *,
+        prefix: jax.Array | None = None,
+        depth: str = "tower",
     ) -> jax.Array:
         """Return the pooled hidden state of each clip's turn.
 
@@ -75,21 +94,47 @@ class AlignerModel(nnx.Module):
           clip_mask: bool[B, S].
           frames: uint8[B, F, H, W, 3], valid frames first, at the model's image size.
           dropout_keys: key[B], or None for no dropout.
+          prefix: `clip_prefix` of the clips; `frames` are not looked at then.
+          depth: of the prefix.
 
         Returns:
           float32[B, D].
         """
-        hidden = self.base.hidden_states(
-            clip_ids, clip_mask, normalise(frames), dropout_keys=dropout_keys
-        )
+        if prefix is None:
+            given = {"frames": normalise(frames)}
+        elif depth == "tower":
+            given = {"patches": prefix}
+        else:
+            hidden = self.base.upper_states(prefix, clip_mask, dropout_keys)
+            return pool(hidden, clip_mask, self.pooling)
+        hidden = self.base.hidden_states(clip_ids, clip_mask, **given, dropout_keys=dropout_keys)
         return pool(hidden, clip_mask, self.pooling)
 
+    def text_prefix(self, text_ids: jax.Array, text_mask: jax.Array) -> jax.Array:
+        """Return what enters the blocks with adapters: int32[B, T] -> float[B, T, D]."""
+        return self.base.lower_states(text_ids, text_mask)
+
     def pooled_texts(
-        self, text_ids: jax.Array, text_mask: jax.Array, dropout_keys: jax.Array | None = None
+        self,
+        text_ids: jax.Array,
+        text_mask: jax.Array,
+        dropout_keys: jax.Array | None = None,
+        *,
+        prefix: jax.Array | None = None,
     ) -> jax.Array:
-        """Return the pooled hidden state of each text's turn: int32[B, T] -> float32[B, D]."""
-        hidden = self.base.hidden_states(text_ids, text_mask, dropout_keys=dropout_keys)
-        return pool(hidden, text_mask, self.pooling)
+        """Return the pooled hidden state of each text's turn.
+
+        Args:
+          text_ids: int32[B, T].
+          text_mask: bool[B, T].
+          dropout_keys: key[B], or None for no dropout.
+          prefix: `text_prefix` of the texts.
+
+        Returns:
+          float32[B, D].
+        """
+        lower = self.text_prefix(text_ids, text_mask) if prefix is None else prefix
+        return pool(self.base.upper_states(lower, text_mask, dropout_keys), text_mask, self.pooling)
 
     def project_clips(self, pooled: jax.Array) -> jax.Array:
         """Return the clip embeddings: float32[B, D] -> float32[B, E], unit norm."""

@@ -98,6 +98,19 @@ class SmolVLM(nnx.Module):
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear("lm_head", sizes, build)
 
+    def patch_features(self, frames: Array) -> Array:
+        """Return the tower's features of each frame.
+
+        Args:
+          frames: float[B, F, H, W, 3], normalised as Hugging Face's `pixel_values`.
+
+        Returns:
+          float[B, F, P, V].
+        """
+        batch, count = frames.shape[:2]
+        patches = self.vision_model(frames.reshape(batch * count, *frames.shape[2:]))
+        return patches.reshape(batch, count, *patches.shape[1:])
+
     def image_features(self, frames: Array, dropout_keys: Array | None = None) -> Array:
         """Return the image tokens of each frame.
 
@@ -108,9 +121,7 @@ class SmolVLM(nnx.Module):
         Returns:
           float[B, F, Q, D].
         """
-        batch, count = frames.shape[:2]
-        patches = self.vision_model(frames.reshape(batch * count, *frames.shape[2:]))
-        return self.connector(patches.reshape(batch, count, *patches.shape[1:]), dropout_keys)
+        return self.connector(self.patch_features(frames), dropout_keys)
 
     def merge_inputs(self, input_ids: Array, features: Array | None) -> Array:
         """Return float[B, S, D]: token vectors, the image tokens filled with features in order.
@@ -135,6 +146,7 @@ class SmolVLM(nnx.Module):
         token_mask: Array,
         frames: Array | None = None,
         *,
+        patches: Array | None = None,
         dropout_keys: Array | None = None,
     ) -> Array:
         """Return the decoder's hidden states after its last norm.
@@ -143,13 +155,35 @@ class SmolVLM(nnx.Module):
           input_ids: int32[B, S], padded on either side.
           token_mask: bool[B, S].
           frames: float[B, F, H, W, 3], normalised, valid ones first; None for text.
+          patches: float[B, F, P, V], `patch_features` of the frames, instead of them.
           dropout_keys: key[B], one a row, or None for no dropout.
 
         Returns:
           float[B, S, D] in the compute dtype; rows of padding tokens mean nothing.
         """
-        features = None if frames is None else self.image_features(frames, dropout_keys)
+        if frames is not None:
+            patches = self.patch_features(frames)
+        features = None if patches is None else self.connector(patches, dropout_keys)
         return self.text_model(self.merge_inputs(input_ids, features), token_mask, dropout_keys)
+
+    def lower_states(
+        self, input_ids: Array, token_mask: Array, frames: Array | None = None
+    ) -> Array:
+        """Return what enters the blocks with adapters, the connector without dropout.
+
+        Arguments as for `hidden_states`, of which the rest is `upper_states`.
+
+        Returns:
+          float[B, S, D].
+        """
+        features = None if frames is None else self.image_features(frames)
+        return self.text_model.lower(self.merge_inputs(input_ids, features), token_mask)
+
+    def upper_states(
+        self, lower: Array, token_mask: Array, dropout_keys: Array | None = None
+    ) -> Array:
+        """Return the hidden states after the last norm for what `lower_states` returned."""
+        return self.text_model.upper(lower, token_mask, dropout_keys)
 
     def logits(self, hidden: Array) -> Array:
         """Return float32[..., vocab] for float[..., D] after the last norm."""

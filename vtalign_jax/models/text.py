@@ -151,33 +151,46 @@ class TextModel(nnx.Module):
         Returns:
           float[B, S, D] in the compute dtype.
         """
-        x, _ = self._run(x, token_mask, dropout_keys, collect=False)
-        return self.norm(x)
+        return self.upper(self.lower(x, token_mask), token_mask, dropout_keys)
+
+    def lower(self, x: Array, token_mask: Array) -> Array:
+        """Return what enters the blocks with adapters: float[B, S, D] for float[B, S, D]."""
+        return self._run("layers", x.astype(self.dtype), token_mask)[0]
+
+    def upper(self, x: Array, token_mask: Array, dropout_keys: Array | None = None) -> Array:
+        """Return the hidden states after the last norm for what `lower` returned."""
+        return self.norm(self._run("tuned_layers", x, token_mask, dropout_keys)[0])
 
     def every_layer(self, x: Array, token_mask: Array) -> Array:
         """Return float[L + 1, B, S, D]: the input, then each block's output, not normed."""
-        _, outputs = self._run(x, token_mask, None, collect=True)
-        return jnp.concatenate([x[None].astype(self.dtype), *outputs])
+        x = x.astype(self.dtype)
+        outputs = [x[None]]
+        for name in self.depths:
+            x, each = self._run(name, x, token_mask, collect=True)
+            outputs += [] if each is None else [each]
+        return jnp.concatenate(outputs)
 
     def _run(
-        self, x: Array, token_mask: Array, keys: Array | None, *, collect: bool
-    ) -> tuple[Array, list[Array]]:
+        self,
+        name: str,
+        x: Array,
+        token_mask: Array,
+        keys: Array | None = None,
+        *,
+        collect: bool = False,
+    ) -> tuple[Array, Array | None]:
+        """Run one stack, which may be empty."""
+        depth = self.depths[name]
+        if not depth:
+            return x, None
         token_mask = token_mask.astype(bool)
         table = rotary_table(x.shape[1], *self.rotary)
-        x = x.astype(self.dtype)
-        first, outputs = 0, []
-        for name, depth in self.depths.items():
-            if not depth:
-                continue
-            x, each = scan_blocks(
-                getattr(self, name),
-                x,
-                lambda block, x, index: block(x, table, token_mask, fold_rows(keys, index)),
-                depth=depth,
-                first=first,
-                collect=collect,
-                remat=self.remat,
-            )
-            outputs.append(each)
-            first += depth
-        return x, outputs
+        return scan_blocks(
+            getattr(self, name),
+            x,
+            lambda block, x, index: block(x, table, token_mask, fold_rows(keys, index)),
+            depth=depth,
+            first=0 if name == "layers" else self.depths["layers"],
+            collect=collect,
+            remat=self.remat,
+        )

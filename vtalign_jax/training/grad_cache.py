@@ -1,0 +1,320 @@
+"""A step whose batch is larger than memory: GradCache, with exact gradients.
+
+First pass: embed each microbatch and keep the embeddings. Then the loss over all of them, and its
+gradient to each embedding. Second pass: embed each microbatch again and let that gradient flow to
+the trainable leaves. Four jitted functions, each traced once.
+
+- What no trained leaf touches (the vision tower above all) is kept between the passes where memory
+  allows, on the devices or on the host, and recomputed where not.
+- Microbatches are streamed: the frames of the whole batch are never on the devices together.
+- Each device adds up the gradient of its own rows; they are summed over the devices once, in the
+  update.
+- Dropout keys follow the record, so both passes draw the same masks, and so does the direct step.
+
+Source: Gao et al., 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup".
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vtalign_jax import sharding
+from vtalign_jax.array_types import Batch
+from vtalign_jax.config import Config
+from vtalign_jax.training.state import TrainState
+from vtalign_jax.training.step import (
+    NOTHING_KEPT,
+    Bind,
+    Embedded,
+    Prefixes,
+    embed,
+    make_pair_loss,
+    row_keys,
+)
+from vtalign_jax.training.update import make_update
+
+_DEVICE_SHARE, _HOST_SHARE = 0.4, 0.5  # of the free memory that prefixes may fill
+
+
+class _Functions(NamedTuple):
+    """The four jitted functions of a step."""
+
+    embed: Callable
+    loss: Callable
+    accumulate: Callable
+    update: Callable
+
+
+class StreamedStep:
+    """`step(state, frozen, batch) -> (state, metrics, Embedded, Identity)`; see the module.
+
+    `batch` is this process's slice on the host. Rows come back in the order of the devices, with
+    the identity arrays in the same order.
+
+    Attributes:
+      functions: the four jitted functions, from the first call on.
+      keep: where prefixes wait for the second pass, from the first call on: "device", "host" or
+        "never".
+    """
+
+    def __init__(
+        self,
+        bind: Bind,
+        optimizer: optax.GradientTransformation,
+        learning_rate: optax.Schedule,
+        config: Config,
+        mesh: Mesh,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Prepare; nothing is compiled yet.
+
+        Args:
+          bind: arrays by path -> model.
+          optimizer: of the trainable leaves.
+          learning_rate: the optimizer's schedule, to be reported.
+          config: of the run.
+          mesh: each microbatch is split over its devices, the state is whole on each.
+          say: prints where prefixes are kept.
+        """
+        self._bind, self._mesh, self._say = bind, mesh, say
+        self._microbatch = config.train.microbatch
+        self._keep_wanted = config.train.keep_prefix
+        self._has_dropout = config.tune.dropout > 0
+        # Where a clip meets the first trained leaf; a text meets it in the tuned blocks.
+        self._depth = "decoder" if config.tune.connector == "frozen" else "tower"
+        self._pair_loss = make_pair_loss(config.objective, mesh)
+        self._update_leaves = make_update(optimizer, learning_rate)
+        self._unreduced = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self.functions: _Functions | None = None
+        self.keep = ""
+
+    def __call__(self, state: TrainState, frozen: dict, batch: Batch) -> tuple:
+        """Make one step."""
+        parts = list(self._parts(batch))
+        if self.functions is None:
+            self._compile(state, frozen, parts)
+        embedded, kept = [], []
+        for rows in self._on_devices(parts):
+            z, prefixes = self.functions.embed(state.params, frozen, rows, state.seed, state.step)
+            embedded.append(z)
+            kept.append(self._put_aside(prefixes))
+            jax.block_until_ready(z)
+        identities = [sharding.to_devices(part.identity, self._mesh) for part in parts]
+        loss, metrics, pair_gradient, slopes, everything, identity = self.functions.loss(
+            state.params, frozen, embedded, identities
+        )
+        if self.keep != "never":
+            parts = [part._replace(frames=None) for part in parts]
+        gradient = self._zeros(state.params)
+        for rows, prefixes, slope in zip(self._on_devices(parts), kept, slopes, strict=True):
+            gradient = self.functions.accumulate(
+                gradient,
+                state.params,
+                frozen,
+                rows,
+                self._fetch(prefixes),
+                slope,
+                state.seed,
+                state.step,
+            )
+            jax.block_until_ready(gradient)
+        state, updated = self.functions.update(state, gradient, pair_gradient, loss)
+        return state, metrics | updated, everything, identity
+
+    def _compile(self, state: TrainState, frozen: dict, parts: list[Batch]) -> None:
+        """Make the four functions, once it is known where prefixes are kept."""
+        whole, rows = (NamedSharding(self._mesh, s) for s in (sharding.WHOLE, sharding.ROWS))
+        self.keep = self._choose_keep(state, frozen, parts)
+        kept = NOTHING_KEPT if self.keep == "never" else Prefixes(rows, rows)
+        places = (whole, whole, whole, rows, rows, rows)
+        self.functions = _Functions(
+            jax.jit(self._embed, out_shardings=(rows, kept)),
+            jax.jit(self._loss, out_shardings=places),
+            jax.jit(self._accumulate, donate_argnums=0, out_shardings=self._unreduced),
+            jax.jit(self._update, donate_argnums=0, out_shardings=whole),
+        )
+
+    def _choose_keep(self, state: TrainState, frozen: dict, parts: list[Batch]) -> str:
+        """Return where the prefixes of a batch fit, and say so."""
+        local = self._mesh.local_devices
+        shapes = jax.eval_shape(
+            lambda *given: self._prefixes(self._bind(given[0] | given[1]), given[2]),
+            state.params,
+            frozen,
+            parts[0],
+        )
+        size = len(parts) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+        free_on_device, free_on_host = _free_bytes(local[0])
+        if self._keep_wanted != "auto":
+            keep = self._keep_wanted
+        elif size <= _DEVICE_SHARE * free_on_device * len(local):
+            keep = "device"
+        else:
+            keep = "host" if size <= _HOST_SHARE * free_on_host else "never"
+        where = {"device": "kept on the devices", "host": "kept on the host"}
+        self._say(
+            f"{len(parts)} microbatches a step; what the frozen part makes of them "
+            f"({size / 2**20:,.0f} MiB a process) is {where.get(keep, 'computed twice')}"
+        )
+        return keep
+
+    def _parts(self, batch: Batch) -> Iterator[Batch]:
+        """Yield microbatches of this process, the last one filled up with padding rows."""
+        rows = len(batch.frames)
+        size = self._microbatch * len(self._mesh.local_devices)
+        for start in range(0, rows, size):
+            part = jax.tree.map(lambda x, at=start: x[at : at + size], batch)
+            missing = size - len(part.frames)
+            if missing:
+                taken = np.minimum(np.arange(size), size - missing - 1)
+                is_real = np.arange(size) < size - missing
+                part = jax.tree.map(lambda x, taken=taken: x[taken], part)
+                identity = part.identity._replace(
+                    row_mask=part.identity.row_mask & is_real,
+                    record=np.where(is_real, part.identity.record, np.int32(-1)),
+                )
+                part = part._replace(identity=identity)
+            yield part
+
+    def _on_devices(self, parts: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield each microbatch on the devices, the next one under way: never more than two."""
+        following = None
+        for part in parts:
+            current, following = following, sharding.to_devices(part, self._mesh)
+            if current is not None:
+                yield current
+        yield following
+
+    def _keys(self, seed: jax.Array, step: jax.Array, batch: Batch) -> tuple:
+        return row_keys(seed, step, batch.identity) if self._has_dropout else (None, None)
+
+    def _prefixes(self, model: Any, batch: Batch) -> Prefixes:
+        return Prefixes(
+            model.clip_prefix(batch.clip_ids, batch.clip_mask, batch.frames, self._depth),
+            model.text_prefix(batch.text_ids, batch.text_mask),
+        )
+
+    def _embed(
+        self, params: dict, frozen: dict, batch: Batch, seed: jax.Array, step: jax.Array
+    ) -> tuple[Embedded, Prefixes]:
+        """Return the embeddings of a microbatch, and its prefixes if they are kept."""
+        model = self._bind(params | frozen)
+        prefixes = self._prefixes(model, batch)
+        z = embed(model, batch, self._keys(seed, step, batch), prefixes, self._depth)
+        return z, NOTHING_KEPT if self.keep == "never" else prefixes
+
+    def _loss(
+        self, params: dict, frozen: dict, embedded: list[Embedded], identities: list
+    ) -> tuple:
+        """Return loss, metrics and gradients of the whole batch.
+
+        The gradients are those to the leaves of the pair loss, `{path: array}`, and to each
+        microbatch's embeddings. Each device keeps the rows it has: B = k * devices * microbatch in
+        the order of devices, then microbatches.
+        """
+
+        def joined(parts: list) -> Any:
+            return jax.tree.map(
+                lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *parts
+            )
+
+        identity = joined(identities)
+
+        def loss(params: dict, embedded: list[Embedded]) -> tuple:
+            everything = joined(embedded)
+            value, metrics = self._pair_loss(self._bind(params | frozen), everything, identity)
+            return value, (metrics, everything)
+
+        differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        (value, (metrics, everything)), (gradient, slopes) = differentiate(params, embedded)
+        return value, metrics, gradient, slopes, everything, identity
+
+    def _accumulate(
+        self,
+        gradient: dict,
+        params: dict,
+        frozen: dict,
+        batch: Batch,
+        prefixes: Prefixes,
+        slope: Embedded,
+        seed: jax.Array,
+        step: jax.Array,
+    ) -> dict:
+        """Add a microbatch's gradient, device by device: no device waits for another here."""
+        devices = self._mesh.size
+        keys = self._keys(seed, step, batch)
+
+        def of_device(rows: tuple) -> dict:
+            batch, prefixes, slope, keys = rows
+
+            def inner(params: dict) -> jax.Array:
+                model = self._bind(params | frozen)
+                z = embed(model, batch, keys, prefixes, self._depth)
+                return sum(jnp.vdot(a, b) for a, b in zip(z, slope, strict=True))
+
+            return jax.grad(inner)(params)
+
+        split = jax.tree.map(
+            lambda x: x.reshape(devices, -1, *x.shape[1:]), (batch, prefixes, slope, keys)
+        )
+        return jax.tree.map(jnp.add, gradient, jax.vmap(of_device)(split))
+
+    def _update(
+        self, state: TrainState, gradient: dict, pair_gradient: dict, loss: jax.Array
+    ) -> tuple:
+        """Sum the gradient over the devices, and update."""
+        whole = {path: jnp.sum(x, axis=0) + pair_gradient[path] for path, x in gradient.items()}
+        return self._update_leaves(state, loss, whole)
+
+    def _zeros(self, params: dict) -> dict:
+        shapes = {path: (self._mesh.size, *x.shape) for path, x in params.items()}
+        return _make_zeros(tuple(shapes.items()), self._unreduced)()
+
+    def _put_aside(self, prefixes: Prefixes) -> Prefixes:
+        """Return the prefixes where they wait: on the devices, or as this process's own shards."""
+        if self.keep != "host":
+            return prefixes
+        return jax.tree.map(_Shards, prefixes)
+
+    def _fetch(self, prefixes: Prefixes) -> Prefixes:
+        if self.keep != "host":
+            return prefixes
+        return jax.tree.map(
+            lambda x: x.to_devices(), prefixes, is_leaf=lambda x: isinstance(x, _Shards)
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _make_zeros(shapes: tuple, placed: NamedSharding) -> Callable[[], dict]:
+    def make() -> dict:
+        return {path: jnp.zeros(shape, jnp.float32) for path, shape in shapes}
+
+    return jax.jit(make, out_shardings=placed)
+
+
+class _Shards:
+    """The parts of a sharded array that this process's devices hold, in host memory."""
+
+    def __init__(self, array: jax.Array) -> None:
+        self._shape, self._sharding = array.shape, array.sharding
+        self._shards = [(s.device, np.asarray(s.data)) for s in array.addressable_shards]
+
+    def to_devices(self) -> jax.Array:
+        arrays = [jax.device_put(shard, device) for device, shard in self._shards]
+        return jax.make_array_from_single_device_arrays(self._shape, self._sharding, arrays)
+
+
+def _free_bytes(device: jax.Device) -> tuple[int, int]:
+    """Return the free memory of a device and of the host; a CPU device has the host's."""
+    free_on_host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return free_on_host // jax.local_device_count(), free_on_host
+    return stats["bytes_limit"] - stats["bytes_in_use"], free_on_host
