@@ -69,6 +69,16 @@ def test_a_masked_frame_counts_for_nothing_and_moves_no_other(aligner):
     assert np.abs(evenly - masked).max() > 1e-4
 
 
+def test_a_clips_window_is_its_own_and_by_default_that_of_the_clips_trained_on(aligner):
+    clips = _clips()
+    by_default, longer = aligner.encode_clips(clips), aligner.encode_clips(clips, None, 9.0)
+    np.testing.assert_array_equal(aligner.encode_clips(clips, window_seconds=4.0), by_default)
+    assert np.abs(longer - by_default).max() > 1e-4
+    each = aligner.encode_clips(clips, window_seconds=[4.0, 9.0, 4.0])
+    np.testing.assert_allclose(each[[0, 2]], by_default[[0, 2]], atol=1e-5)
+    np.testing.assert_allclose(each[1], longer[1], atol=1e-5)
+
+
 def test_order_of_frames_pictures_and_texts_change_the_embedding(aligner):
     clips = _clips()
     z = aligner.encode_clips(clips)
@@ -125,6 +135,13 @@ def test_mistakes_are_named(aligner, workdir):
     ):
         with pytest.raises(UserError, match=message):
             aligner.encode_clips(frames, mask)
+    for windows, message in (
+        ([4.0, 5.0], r"window_seconds are \[2\], there are 3 clips"),
+        (0.0, "must be above 0"),
+        ([4.0, float("nan"), 4.0], "must be above 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            aligner.encode_clips(_clips(), window_seconds=windows)
     with pytest.raises(UserError, match="list of texts"):
         aligner.encode_texts("attach wheel")
     with pytest.raises(UserError, match="dtype"):

@@ -15,6 +15,7 @@ from vtalign_jax.dst.images import make_square
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.models.aligner import AlignerModel
+from vtalign_jax.pipeline.sampling import whole_seconds
 from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.trained import Trained, load_trained
 
@@ -107,9 +108,8 @@ class Aligner:
         count = frames.shape[1]
         if not len(frames):
             return self._none()
-        shown_at = (np.arange(count) + 0.5) / count  # of a window
         ids = [
-            self._tokenizer.encode_clip(shown_at[row] * window, window)
+            self._tokenizer.encode_clip(whole_seconds(np.flatnonzero(row), window, count), window)
             for row, window in zip(mask, windows, strict=True)
         ]
         length = self._tokenizer.max_clip_tokens(count, max(windows))

@@ -38,7 +38,10 @@ def test_a_clip_without_frames_is_refused(tokens):
         tokens.encode_clip([], 4.0)
 
 
-@pytest.mark.parametrize(("frames", "window"), [(1, 4.0), (8, 4.0), (5, 12.5), (3, 0.5)])
+@pytest.mark.parametrize(
+    ("frames", "window"),
+    [(1, 4.0), (8, 4.0), (5, 12.5), (3, 0.5), (8, 600.0), (4, 7300.0), (2, 90000.0)],
+)
 def test_no_clip_is_longer_than_the_static_length_and_one_is_as_long(tokens, frames, window):
     rng = np.random.default_rng(0)
     longest = tokens.max_clip_tokens(frames, window)
@@ -47,7 +50,17 @@ def test_no_clip_is_longer_than_the_static_length_and_one_is_as_long(tokens, fra
         for count in range(1, frames + 1)
         for _ in range(20)
     ]
-    assert max(lengths) <= longest <= max(lengths) + 2
+    assert max(lengths) <= longest <= max(lengths) + frames
+
+
+def test_the_static_length_is_that_of_the_longest_turn_of_any_shorter_window(tokens):
+    longest = max(
+        len(tokens.encode_clip([second] * frames, window))
+        for window in range(63)
+        for second in range(window + 1)
+        for frames in (1, 2)
+    )
+    assert tokens.max_clip_tokens(2, 62.9) == longest
 
 
 def test_truncation_cuts_the_text_and_keeps_the_end_of_the_turn(tokens):

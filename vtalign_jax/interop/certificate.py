@@ -65,7 +65,8 @@ def write_reference(folder: Path, aligner: Embeds, frames: int, window_seconds: 
     inputs = {
         "texts": list(_TEXTS),
         "times": [
-            (shown_at[mask] * window).tolist() for mask, window in zip(masks, windows, strict=True)
+            np.round(shown_at[mask] * window, 6).tolist()
+            for mask, window in zip(masks, windows, strict=True)
         ],
         "windows": windows,
         "results": [],

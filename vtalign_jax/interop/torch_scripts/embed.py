@@ -36,7 +36,7 @@ class Embedder:
         """uint8[F, H, W, 3], seconds from the window's start (or spread over it) -> float32[E]."""
         layout, size, n = self.settings["layout"], self.settings["image_size"], len(frames)
         window = window_seconds or self.settings["window_seconds"]
-        times = times or [(k + 0.5) * window / n for k in range(n)]
+        times = times or [round((k + 0.5) * window / n, 6) for k in range(n)]
         intro = layout["intros"][n - 1].format(duration=datetime.timedelta(seconds=int(window)))
         shown = [layout["frame"].format(minutes=int(t) // 60, seconds=int(t) % 60) for t in times]
         said = intro + "".join(shown) + layout["outro"]
