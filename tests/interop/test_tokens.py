@@ -40,7 +40,7 @@ def test_a_clip_without_frames_is_refused(tokens):
 
 @pytest.mark.parametrize(
     ("frames", "window"),
-    [(1, 4.0), (8, 4.0), (5, 12.5), (3, 0.5), (8, 600.0), (4, 7300.0), (2, 90000.0)],
+    [(1, 4.0), (8, 4.0), (5, 12.5), (3, 0.5), (8, 600.0), (4, 7300.0)],
 )
 def test_no_clip_is_longer_than_the_static_length_and_one_is_as_long(tokens, frames, window):
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ from vtalign_jax.evaluation.retrieval import chance_metrics
 from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.tiny import write_tiny_checkpoint
 from vtalign_jax.pipeline.dataset import open_split
+from vtalign_jax.pipeline.texts import evaluation_identity
 from vtalign_jax.training.assemble import assemble
 from vtalign_jax.training.checkpoint import METRIC, Checkpoints
 
@@ -34,7 +35,9 @@ def workdir(tmp_path_factory):
     clips = make_clips(recordings=4, nodes=4, cameras=1)
     for number, clip in enumerate(clips):
         clip["frames"] = [jpeg((9 * number, 7 * k, 99), SIZE) for k in range(FRAMES)]
+        clip["parent_text"] = f"part {number % 3}"
     write_dataset(folder / "data", {"val": clips}, image_size=SIZE)
+    write_dataset(folder / "more", {"val": clips[:3]}, image_size=SIZE, fingerprint="e" * 64)
     config = config_lib.resolve(
         {
             "model": {"base": str(folder / "base"), "embedding_dim": 16},
@@ -83,8 +86,23 @@ def test_json_holds_the_same_numbers_for_any_checkpoint_and_dataset(workdir, tmp
     assert (found["dataset"], found["split"]) == (str(data), "val")
     chance = chance_metrics(open_split(str(data), "val").identity)
     assert found["rows"]["chance"] == pytest.approx(chance)
+    assert not found["parent_text"]
     assert found["rows"]["zero_shot"].keys() == found["rows"]["checkpoint"].keys()
     assert found["rows"]["zero_shot"] != found["rows"]["checkpoint"]
+
+
+def test_several_datasets_with_parent_texts_are_scored_by_the_texts_shown(workdir):
+    both = f"{workdir.parent / 'data'},{workdir.parent / 'more'}"
+    done = _evaluate(f"--checkpoint={workdir}", f"--dataset={both}", "--parent_text", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["parent_text"]
+    split = open_split(both, "val")
+    identity = evaluation_identity(split, config_lib.DataConfig(eval_parent_text=True))
+    assert found["rows"]["chance"] == pytest.approx(chance_metrics(identity))
+    for row in ("chance", "zero_shot", "checkpoint"):
+        assert (found["rows"][row]["clips"], found["rows"][row]["texts"]) == (19, 12)
+    assert f"evaluating on 16 clips of {workdir.parent}/data, 3 clips of" in done.stderr
 
 
 @pytest.mark.parametrize(
