@@ -32,7 +32,7 @@ from vtalign_jax.errors import UserError
 
 define_settings_flags()
 flags.DEFINE_string("out", "datasets/dst_clips", "Where the dataset goes.")
-flags.DEFINE_float("max_skipped", 0.05, "Share of the clips that may be left out.")
+flags.DEFINE_float("max_skipped", report.MAX_SKIPPED, "Share of the clips that may be left out.")
 flags.DEFINE_integer("workers", 0, "Decoding processes; 0: one a core.")
 flags.DEFINE_string("beam_runner", "", "Render on this Apache Beam runner, such as DirectRunner.")
 flags.DEFINE_list("beam_options", "", "Options of the pipeline: name=value,... (Beam's own names).")

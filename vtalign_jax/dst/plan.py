@@ -258,7 +258,7 @@ def find_frames(
     )
     jobs: dict[str, list[Job]] = {}
     skips, warnings, taken = [], [], 0
-    for video in _in_turn(videos) if settings.limit_videos else videos:
+    for video in in_turn(videos) if settings.limit_videos else videos:
         if settings.limit_videos and taken == settings.limit_videos:
             break
         pairs = make_pairs(video, levels, window_of, settings.frames)
@@ -283,7 +283,7 @@ def find_frames(
     return {split: jobs[split] for split in SPLITS if split in jobs}, skips, warnings
 
 
-def _in_turn(videos: list[Video]) -> list[Video]:
+def in_turn(videos: list[Video]) -> list[Video]:
     """Return the videos ordered so that every split comes in turn."""
     rank = dict.fromkeys(SPLITS, 0)
     placed = []

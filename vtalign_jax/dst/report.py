@@ -15,6 +15,8 @@ from etils import epath
 from vtalign_jax.dst.nodes import Remark, Skip
 from vtalign_jax.errors import UserError
 
+MAX_SKIPPED = 0.05  # share of the clips, unless --max_skipped says otherwise
+
 _SECONDS_BETWEEN_LINES = 10.0
 _EXAMPLES = 3  # of each kind of warning
 _ASIDES = {  # one, several
@@ -124,14 +126,7 @@ def closing_table(
       skips: what was left out.
       dropped: clips removed from train because of leakage.
     """
-    columns = ("", *tables)
-    measured = [_measures(table, num_bytes[split]) for split, table in tables.items()]
-    lines = [columns, *((name, *(m[name] for m in measured)) for name in measured[0])]
-    widths = [max(len(str(line[n])) for line in lines) for n in range(len(columns))]
-    rows = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
-    ]
+    rows = split_table({split: _measures(t, num_bytes[split]) for split, t in tables.items()})
     taken = sum(table.num_rows for table in tables.values())
     lost = sum(skip.clips for skip in skips)
     rows.append(f"taken {taken} clips, skipped {lost} ({lost / max(1, lost + taken):.1%})")
@@ -139,6 +134,21 @@ def closing_table(
     if dropped:
         rows.append(f"  {dropped} dropped from train: recording also in val or test")
     return "\n".join(rows)
+
+
+def split_table(figures: dict[str, dict[str, str]]) -> list[str]:
+    """Return the lines of a table with a column a split.
+
+    Args:
+      figures: by split, then by name; every split has the same names.
+    """
+    names = next(iter(figures.values()))
+    lines = [("", *figures), *((name, *(f[name] for f in figures.values())) for name in names)]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    ]
 
 
 def _measures(table: pa.Table, num_bytes: int) -> dict[str, str]:

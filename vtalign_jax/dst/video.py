@@ -69,6 +69,11 @@ class VideoFile:
             end = _last_end(container) or _last_end(container, whole=True)
         return max(0.0, float((end - self._first) * self._base))
 
+    def lacks_its_end(self) -> bool:
+        """Return whether the file is shorter than its index says: it was cut off."""
+        index = self._stream.index_entries
+        return bool(len(index)) and index[len(index) - 1].pos > self._container.size
+
     def frames_at(self, times: Sequence[float]) -> Iterator[tuple[float, Image.Image | FrameFault]]:
         """Yield (time, RGB picture as a player shows it), ascending; see `frames.FrameSource`."""
         shown, picture = None, None
