@@ -2,12 +2,16 @@ r"""Measure parts of the system side by side in one run; prints a JSON object a 
 
     python launch/bench.py prepare [--annotations=... --videos=...]
     python launch/bench.py input [--dataset=...]
+    python launch/bench.py loss
 
 `prepare`: rendering clips against a loop that opens, seeks and decodes for each clip, by default on
 a synthetic video of 10 minutes with 200 nodes, and a worker's memory for 1 and 10 minutes of video.
 
 `input`: clips a second that the loader delivers on one core against PyTorch's DataLoader, where
 PyTorch is installed, by default on the clips of such a video.
+
+`loss`: temporary memory of loss and gradient at 65,536 pairs and their time at 8,192, against the
+dense form; a step streamed by GradCache against plain passes over the same microbatches.
 
 Seconds differ between machines; the ratios are what to compare.
 """
@@ -43,7 +47,13 @@ def _input():
     return loader.measure(_DATASET.value, _REPEATS.value)
 
 
-PARTS = {"prepare": _prepare, "input": _input}  # each imports what it alone needs
+def _loss():
+    from benchmarks import loss
+
+    return loss.measure(_REPEATS.value)
+
+
+PARTS = {"prepare": _prepare, "input": _input, "loss": _loss}  # each imports what it alone needs
 
 
 if __name__ == "__main__":
