@@ -20,6 +20,7 @@ from tests.examples import stored_examples
 from tests.index_video import constant_ticks, write_video
 from vtalign_jax.dst.plan import Settings, make_plan
 from vtalign_jax.errors import UserError
+from vtalign_jax.pipeline.dataset import open_split
 from vtalign_jax.processes import make_pool
 
 
@@ -92,7 +93,24 @@ def test_skips_and_description_are_complete(plan, written):
     assert described["fingerprint"] == plan.fingerprint
     assert described["counts"] == {"train": 14, "val": 7}
     assert (described["image_size"], described["frames"]) == (48, 4)
-    assert (described["window_seconds"], described["strategy"]) == (4.0, "center")
+    windows = ("strategy", "window_seconds", "pad_seconds")
+    assert [described[name] for name in windows] == ["center", 4.0, None]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said", "longest", "typical"),
+    [("span", [None, 0.25], 8.5, 0.5), ("adaptive", [4.0, None], 4.0, 4.0)],
+)
+def test_windows_of_other_strategies_are_described_and_read_back(
+    plan, tmp_path, strategy, said, longest, typical
+):
+    settings = dataclasses.replace(plan.settings, strategy=strategy, pad_seconds=0.25)
+    made = _write(make_plan(settings), tmp_path)
+    described = json.loads((made.path / "prepare.json").read_text())
+    assert described["strategy"] == strategy
+    assert [described["window_seconds"], described["pad_seconds"]] == said
+    split = open_split(str(tmp_path), "train")
+    assert (split.longest_window_seconds, split.window_seconds) == (longest, typical)
 
 
 def test_a_process_pool_gives_the_same_results_in_the_same_order(plan, tmp_path):
