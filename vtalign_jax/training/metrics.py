@@ -19,12 +19,42 @@ FILE = "metrics.jsonl"  # inside a workdir
 TIMING = ("train/pairs_per_second", "train/data_wait")
 
 
-class MetricsWriter:
-    """Appends scalars to `metrics.jsonl` (one JSON object a line) and to TensorBoard.
+class StepRows:
+    """Appends JSON objects, one a line, each with its step.
 
     Rows later than the restored checkpoint are dropped first, since the run is about to write them
-    again: the file equals that of a run that was never stopped, `TIMING` apart. Write a step's rows
-    before its checkpoint. TensorBoard shows "@" as "_", which tensorboardX puts in its place.
+    again: the file equals that of a run that was never stopped. Write a step's rows before its
+    checkpoint.
+    """
+
+    def __init__(self, path: str | epath.Path, restored_step: int | None = None):
+        """Open the file.
+
+        Args:
+          path: in a folder that exists.
+          restored_step: step of the checkpoint the run goes on from; None starts the file anew.
+
+        Raises:
+          UserError: the file holds a line that is not a JSON object with a step.
+        """
+        path = epath.Path(path)
+        _drop_later_rows(path, -1 if restored_step is None else restored_step)
+        self._file = path.open("a")
+
+    def write(self, step: int, values: Mapping[str, object]) -> None:
+        """Write one row and flush it, so that a kill loses no row from before a checkpoint."""
+        self._file.write(json.dumps({"step": int(step)} | dict(values)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class MetricsWriter:
+    """Appends scalars to `metrics.jsonl` (as `StepRows`) and to TensorBoard.
+
+    After kill and resume the file is that of a run that was never stopped, `TIMING` apart.
+    TensorBoard shows "@" as "_", which tensorboardX puts in its place.
     """
 
     def __init__(
@@ -44,32 +74,29 @@ class MetricsWriter:
         Raises:
           UserError: `metrics.jsonl` holds a line that is not a JSON object with a step.
         """
-        self._file: TextIO | None = None
+        self._rows: StepRows | None = None
         if not is_primary:
             return
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / FILE
-        _drop_later_rows(path, -1 if restored_step is None else restored_step)
-        self._file = path.open("a")
+        self._rows = StepRows(workdir / FILE, restored_step)
         purge = 0 if restored_step is None else restored_step + 1
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write one row and flush it, so that a kill loses no row from before a checkpoint."""
-        if self._file is None:
+        """Write one row; what is not finite becomes null."""
+        if self._rows is None:
             return
         values = {name: _plain(value) for name, value in scalars.items()}
-        self._file.write(json.dumps({"step": int(step)} | values) + "\n")
-        self._file.flush()
+        self._rows.write(step, values)
         for name, value in values.items():
             if value is not None:
                 self._board.add_scalar(name, value, int(step))
 
     def close(self) -> None:
         """Flush TensorBoard and close the files."""
-        if self._file is not None:
-            self._file.close()
+        if self._rows is not None:
+            self._rows.close()
             self._board.close()
 
 
