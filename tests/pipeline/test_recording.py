@@ -12,14 +12,16 @@ from PIL import Image
 from tests import commands
 from tests.index_video import draw_index
 from tests.proassist_tree import SEQUENCE, write_arrow
+from vtalign_jax.config import ObjectiveConfig
 from vtalign_jax.dst.plan import Settings, make_plan
 from vtalign_jax.errors import UserError
-from vtalign_jax.objectives.negatives import CLASSES, pair_classes
+from vtalign_jax.objectives.negatives import log_weights
 from vtalign_jax.pipeline.dataset import open_split
 
 CAMERAS = ("C10095_rgb", "HMC_84355350_mono10bit")
 SHARED, OTHER = SEQUENCE.format(0), SEQUENCE.format(1)
 PART_SECONDS = 40.0
+LAMBDA = ObjectiveConfig().same_recording_weight
 
 # id, start, end, the verb of each camera's own wording; leaves of S1.1 are 2 s apart (their windows
 # of 4 s overlap), those of S1.2 7 s (they do not).
@@ -114,71 +116,70 @@ def test_order_is_the_rank_by_time_within_uid_and_level(split):
         assert order == row["order"] == ORDER[row["node_id"]]
 
 
-def _expected_class(one, other):
-    """Return the class of a pair of rows, by the words of DESIGN, section 6."""
+def _expected_weight(one, other):
+    """Return the weight of a pair of rows, by the words of DESIGN, section 6."""
     if one["clip_id"] == other["clip_id"]:
-        return "positive"
+        return 1.0
     if one["text_key"] == other["text_key"]:
-        return "ignored"
+        return 0.0
     if one["recording_id"] != other["recording_id"]:
-        return "cross_recording"
+        return 1.0
     if max(one["window_start"], other["window_start"]) < min(
         one["window_end"], other["window_end"]
     ):
-        return "ignored"
+        return 0.0
     if one["uid"] == other["uid"]:
         is_ancestor = one["node_id"] in other["ancestor_ids"]
         is_descendant = other["node_id"] in one["ancestor_ids"]
         is_near = one["level"] == other["level"] and abs(one["order"] - other["order"]) <= 1
         if is_ancestor or is_descendant or is_near:
-            return "ignored"
-    return "same_recording"
+            return 0.0
+    return LAMBDA
 
 
 @pytest.fixture(scope="module")
-def classes(split):
-    found = np.asarray(pair_classes(split.identity, split.identity, neighbour_radius=1))
-    return np.asarray(CLASSES)[found]
+def weights(split):
+    return np.exp(np.asarray(log_weights(split.identity, split.identity, ObjectiveConfig())))
 
 
-def test_every_pair_of_clips_has_the_class_that_the_design_gives_it(split, classes):
+def test_every_pair_of_clips_weighs_what_the_design_says(split, weights):
     rows = split.table.to_pylist()
-    expected = [[_expected_class(one, other) for other in rows] for one in rows]
-    np.testing.assert_array_equal(classes, expected)
-    assert set(np.unique(classes)) == set(CLASSES) - {"padding"}
+    expected = [[_expected_weight(one, other) for other in rows] for one in rows]
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+    assert set(np.ravel(expected)) == {0.0, LAMBDA, 1.0}
 
 
-def _class_of(split, classes, one, other):
-    """Return the class of two clips; each is (task, camera number, node) of the recording."""
+def _weight_of(split, weights, one, other):
+    """Return the weight of two clips; each is (task, camera number, node) of the recording."""
     ids = [f"{task}_{SHARED}__{CAMERAS[camera]}/{node}" for task, camera, node in (one, other)]
     rows = split.table["clip_id"].to_pylist()
-    return classes[rows.index(ids[0]), rows.index(ids[1])]
+    return weights[rows.index(ids[0]), rows.index(ids[1])]
 
 
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
     [
         # one video: neighbours in order however far apart, then lambda
-        (("assembly", 0, "S1.2.a"), ("assembly", 0, "S1.2.b"), "ignored"),
-        (("assembly", 0, "S1.2.a"), ("assembly", 0, "S1.2.c"), "same_recording"),
+        (("assembly", 0, "S1.2.a"), ("assembly", 0, "S1.2.b"), 0.0),
+        (("assembly", 0, "S1.2.a"), ("assembly", 0, "S1.2.c"), LAMBDA),
         # another camera: the same moment is no negative, and order says nothing
-        (("assembly", 0, "S1.2.a"), ("assembly", 1, "S1.2.a"), "ignored"),
-        (("assembly", 0, "S1.1.a"), ("assembly", 1, "S1.1.b"), "ignored"),
-        (("assembly", 0, "S1.2.a"), ("assembly", 1, "S1.2.b"), "same_recording"),
+        (("assembly", 0, "S1.2.a"), ("assembly", 1, "S1.2.a"), 0.0),
+        (("assembly", 0, "S1.1.a"), ("assembly", 1, "S1.1.b"), 0.0),
+        (("assembly", 0, "S1.2.a"), ("assembly", 1, "S1.2.b"), LAMBDA),
         # the tree of another camera gives no ancestors: S1's window is 13 to 17 s
-        (("assembly", 0, "S1"), ("assembly", 0, "S1.1.a"), "ignored"),
-        (("assembly", 0, "S1"), ("assembly", 1, "S1.1.a"), "same_recording"),
-        (("assembly", 0, "S1"), ("assembly", 1, "S1.2.b"), "ignored"),
+        (("assembly", 0, "S1"), ("assembly", 0, "S1.1.a"), 0.0),
+        (("assembly", 0, "S1"), ("assembly", 1, "S1.1.a"), LAMBDA),
+        (("assembly", 0, "S1"), ("assembly", 1, "S1.2.b"), 0.0),
         # the other task is another time of the same recording, whatever its ids and order
-        (("assembly", 0, "S1.2.a"), ("disassembly", 0, "S1.2.a"), "same_recording"),
-        (("assembly", 1, "S2"), ("disassembly", 0, "S1.1.a"), "same_recording"),
+        (("assembly", 0, "S1.2.a"), ("disassembly", 0, "S1.2.a"), LAMBDA),
+        (("assembly", 1, "S2"), ("disassembly", 0, "S1.1.a"), LAMBDA),
         # equal text
-        (("assembly", 0, "S1.2.c"), ("assembly", 1, "S1.2.c"), "ignored"),
+        (("assembly", 0, "S1.2.c"), ("assembly", 1, "S1.2.c"), 0.0),
     ],
 )
-def test_between_the_uids_of_a_recording_only_time_decides(split, classes, one, other, expected):
-    assert _class_of(split, classes, one, other) == expected
-    assert _class_of(split, classes, other, one) == expected
+def test_between_the_uids_of_a_recording_only_time_decides(split, weights, one, other, expected):
+    assert _weight_of(split, weights, one, other) == pytest.approx(expected)
+    assert _weight_of(split, weights, other, one) == pytest.approx(expected)
 
 
 def _plan(root, frames, on_leakage="error", **splits):
