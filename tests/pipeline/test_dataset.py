@@ -294,6 +294,7 @@ def test_the_fingerprint_is_over_all_datasets_in_their_order(several):
     assert {"1" * 64, "2" * 64} < found
     assert open_split(f"{two},{one}", "train").fingerprint not in found
     assert open_split(f"{one},{two}", "train").fingerprint in found
+    assert open_split(f"{one},{two}", "val").fingerprint in found  # though the first has none
 
 
 def test_of_several_datasets_those_that_have_the_split_are_taken(several):

@@ -24,7 +24,8 @@ vtalign_jax on [{base}]({link}).
 |---|---|
 | adapter | {adapter} |
 | embedding | {embedding} |
-| clip | {frames} frames in {window_seconds:g} s, squeezed to {image_size} x {image_size} pixels |
+| clip | {frames} frames over {window_seconds:g} s or the `window_seconds` given, squeezed to \
+{image_size} x {image_size} pixels |
 | trained | {trained} |
 
 ## Use

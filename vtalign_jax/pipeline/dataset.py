@@ -57,14 +57,12 @@ class StoredSplit:
 
     Attributes:
       data_dir: as given, for messages.
-      fingerprint: of the whole dataset (annotations and settings).
       image_size: pixels, edge of the stored square frames.
       frames: how many were looked for in each window; a record holds those that exist.
     """
 
     def __init__(self, data_dir: str, settings: dict, table_path: epath.Path, shards: list) -> None:
         self.data_dir = data_dir
-        self.fingerprint: str = settings["fingerprint"]
         self.image_size: int = settings["image_size"]
         self.frames: int = settings["frames"]
         self._table_path = table_path
@@ -113,13 +111,19 @@ class ClipSplit:
 
     Attributes:
       name: the split's name.
+      fingerprint: of all datasets named, whole; one's own, or a hash over several, in order.
       sizes: dataset -> how many of its records, in the order given; 0 if it lacks the split.
       parts: the datasets that have it, in the same order.
       clip_cache: shared by all loaders of this split.
     """
 
-    def __init__(self, name: str, datasets: dict[str, StoredSplit | None]) -> None:
+    def __init__(
+        self, name: str, fingerprints: list[str], datasets: dict[str, StoredSplit | None]
+    ) -> None:
         self.name = name
+        self.fingerprint = fingerprints[0]
+        if len(fingerprints) > 1:
+            self.fingerprint = hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()
         self.sizes = {data_dir: len(part) if part else 0 for data_dir, part in datasets.items()}
         self.parts = [part for part in datasets.values() if part]
         self.clip_cache = ClipCache(_CACHE_BYTES)
@@ -131,14 +135,6 @@ class ClipSplit:
 
     def __len__(self) -> int:
         return self._ends[-1]
-
-    @property
-    def fingerprint(self) -> str:
-        """Of everything read: a dataset's own, or a hash over those of several, in order."""
-        found = [part.fingerprint for part in self.parts]
-        return (
-            found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
-        )
 
     @property
     def image_size(self) -> int:
@@ -215,17 +211,21 @@ def open_split(data_dir: str, split: str) -> ClipSplit:
     names = [name.strip() for name in data_dir.split(",") if name.strip()]
     if not names:
         raise UserError("no dataset is named; give what prepare.py wrote with --out")
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise _same_dataset(repeated[0], repeated[0])
-    opened = ClipSplit(split, {name: _open_stored(name, split) for name in names})
+    known: dict[str, str] = {}
+    datasets = {}
+    for name in names:
+        fingerprint = _read_settings(name)["fingerprint"]
+        if fingerprint in known:
+            raise UserError(
+                f"{known[fingerprint]} and {name} are the same dataset and every clip would come "
+                f"twice; name it once, and set its share by config.data.weights"
+            )
+        known[fingerprint] = name
+        datasets[name] = _open_stored(name, split)
+    opened = ClipSplit(split, list(known), datasets)
     if not opened.parts:
         filled = "; ".join(f"{name} has {', '.join(_filled_splits(name))}" for name in names)
         raise UserError(f"no clips of split {split!r} in {data_dir}: {filled}")
-    known: dict[str, str] = {}
-    for part in opened.parts:
-        if part.fingerprint in known:
-            raise _same_dataset(known[part.fingerprint], part.data_dir)
-        known[part.fingerprint] = part.data_dir
     return opened
 
 
@@ -256,20 +256,9 @@ def _owners(split: ClipSplit) -> dict[str, str]:
     }
 
 
-def _same_dataset(first: str, second: str) -> UserError:
-    return UserError(
-        f"{first} and {second} are the same dataset and every clip would come twice; name it once, "
-        f"and set its share by config.data.weights"
-    )
-
-
 def _open_stored(data_dir: str, split: str) -> StoredSplit | None:
     """Open a split of one dataset; None if the dataset has no clips of it."""
     directory = _version_directory(epath.Path(data_dir))
-    for required in ("prepare.json", "dataset_info.json"):
-        if not (directory / required).exists():
-            raise _unfinished(data_dir, required)
-    settings = _read_settings(data_dir, directory)
     splits = tfds.builder_from_directory(directory).info.splits
     if split not in splits or not splits[split].num_examples:
         return None
@@ -278,7 +267,7 @@ def _open_stored(data_dir: str, split: str) -> StoredSplit | None:
     for path in [table_path, *(epath.Path(shard.filename) for shard in shards)]:
         if not path.exists():
             raise _unfinished(data_dir, path.name)
-    opened = StoredSplit(data_dir, settings, table_path, shards)
+    opened = StoredSplit(data_dir, _read_settings(data_dir), table_path, shards)
     if opened.table.num_rows != len(opened):
         raise UserError(
             f"{table_path.name} in {directory} has {opened.table.num_rows} rows for "
@@ -292,7 +281,12 @@ def _filled_splits(data_dir: str) -> list[str]:
     return [name for name in splits if splits[name].num_examples]
 
 
-def _read_settings(data_dir: str, directory: epath.Path) -> dict:
+def _read_settings(data_dir: str) -> dict:
+    """Return what `prepare` says of a dataset, if it is complete."""
+    directory = _version_directory(epath.Path(data_dir))
+    for required in ("prepare.json", "dataset_info.json"):
+        if not (directory / required).exists():
+            raise _unfinished(data_dir, required)
     try:
         settings = dict(json.loads((directory / "prepare.json").read_text()))
     except (ValueError, TypeError) as error:

@@ -25,7 +25,8 @@ class Trained(NamedTuple):
       assembly: of that configuration.
       params: `{path: float32}`, the trained leaves.
       source: says what was read.
-      facts: `step`, `metrics`, `window_seconds`, `fingerprints` (of base and data).
+      facts: `step`, `metrics`, `fingerprints` (of base and data), and `window_seconds`, the length
+        of the clips trained on (the median, where it varies).
     """
 
     config: Config
