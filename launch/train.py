@@ -21,12 +21,14 @@ from vtalign_jax.config import Config, resolve
 from vtalign_jax.evaluation.embed import Evaluator
 from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.tokens import ClipTokenizer
+from vtalign_jax.objectives.mask_report import make_mask_report
 from vtalign_jax.pipeline.dataset import check_leakage, open_split
 from vtalign_jax.pipeline.loader import make_loader, train_order
 from vtalign_jax.pipeline.mixture import describe, epoch_counts
 from vtalign_jax.training import manifest, optim, trainable
 from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.grad_cache import StreamedStep
+from vtalign_jax.training.mask_log import MaskLog
 from vtalign_jax.training.session import Session
 from vtalign_jax.training.state import init_state
 from vtalign_jax.training.step import Bind, make_train_step
@@ -87,6 +89,9 @@ def main() -> None:
         session.record(0, "val", untrained)  # no candidate for the best: there is nothing to export
 
     train_step = _make_step(model.bind, optimizer, learning_rate, config, mesh)
+    report = make_mask_report(config.objective, mesh)
+    from_step = session.step if session.is_resumed else None
+    mask_log = MaskLog(workdir, from_step, config.objective, train_split, is_primary=_is_primary())
     batches = make_loader(
         train_split,
         tokenizer,
@@ -102,15 +107,18 @@ def main() -> None:
     waiting_since = time.perf_counter()
     for step, batch in batches:
         session.progress.advance(time.perf_counter() - waiting_since)
-        state, metrics, _, _ = train_step(state, frozen, batch)
+        state, metrics, embedded, identity = train_step(state, frozen, batch)
         done = step + 1
         if step == session.step:
             jax.block_until_ready(metrics)
             session.progress.restart_clock()  # what came before is compilation
-        session.log(done, metrics)
+        if session.is_log_due(done):
+            found = report(*embedded, metrics["temperature"], identity)
+            session.log(done, metrics, mask_log.write(done, jax.device_get(found)))
         is_ending = is_terminated()
         if session.is_evaluation_due(done):
             session.evaluated(done, evaluator.score(state.params, frozen), state)
+            session.progress.say(mask_log.line())
             is_ending = is_terminated()  # saved already
         elif session.is_save_due(done) or is_ending:
             session.save(done, state)
@@ -118,6 +126,7 @@ def main() -> None:
             break
         waiting_since = time.perf_counter()
     batches.close()
+    mask_log.close()
     session.close()
     _say(session.summary())
 
@@ -144,8 +153,12 @@ def _catch_sigterm() -> Callable[[], bool]:
     return lambda: bool(received)
 
 
+def _is_primary() -> bool:
+    return jax.process_index() == 0
+
+
 def _say(line: str) -> None:
-    if jax.process_index() == 0:
+    if _is_primary():
         print(line, flush=True)
 
 

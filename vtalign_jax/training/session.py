@@ -111,19 +111,25 @@ class Session:
             self.progress.set_recall(self.early.last, self.early.best)
         return state
 
-    def log(self, done: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Write the scalars of the step just made, if it is one to be logged.
+    def is_log_due(self, done: int) -> bool:
+        """Return whether a line of metrics follows this many steps."""
+        return done % self._config.train.log_every_steps == 0 or done == self.total_steps
+
+    def log(
+        self, done: int, metrics: Mapping[str, jax.Array], described: Mapping[str, float]
+    ) -> None:
+        """Write the scalars of the step just made.
 
         Args:
           done: steps done.
           metrics: of the step, still on the device: the one copy to the host happens here.
+          described: more scalars, by their whole names.
 
         Raises:
           UserError: too many updates in a row were not finite.
         """
-        if done % self._config.train.log_every_steps and done != self.total_steps:
-            return
         scalars = {f"train/{name}": value for name, value in jax.device_get(metrics).items()}
+        scalars |= described
         scalars |= self.progress.timing()
         self._writer.write(done, scalars)
         self.progress.show(done, scalars)

@@ -12,7 +12,6 @@ from vtalign_jax import sharding
 from vtalign_jax.array_types import Batch, Identity
 from vtalign_jax.config import Config, ObjectiveConfig
 from vtalign_jax.models.aligner import AlignerModel
-from vtalign_jax.objectives import negatives
 from vtalign_jax.objectives.info_nce import make_info_nce
 from vtalign_jax.training.state import TrainState
 from vtalign_jax.training.update import make_update
@@ -101,25 +100,9 @@ def make_pair_loss(objective: ObjectiveConfig, mesh: Mesh) -> Callable:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         temperature = model.temperature()
         value = info_nce(*embedded, temperature, identity)
-        metrics = {"loss": value, "loss_itc": value, "temperature": temperature}
-        return value, metrics | _describe(identity, objective, mesh)
+        return value, {"loss": value, "loss_itc": value, "temperature": temperature}
 
     return loss
-
-
-def _describe(identity: Identity, objective: ObjectiveConfig, mesh: Mesh) -> dict[str, jax.Array]:
-    """Return the share of real pairs i != j in each class, and the effective negatives a row."""
-    whole = NamedSharding(mesh, sharding.WHOLE)
-    columns = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole), identity)
-    classes = negatives.pair_classes(identity, columns, objective)  # [B, B]
-    count = jnp.maximum(jnp.sum(identity.row_mask.astype(jnp.float32)), 1.0)
-    pairs = jnp.maximum(count * (count - 1.0), 1.0)
-    reported = negatives.CLASSES[: negatives.CLASSES.index("positive")]
-    sums = {name: jnp.sum(classes == n) for n, name in enumerate(reported)}
-    weights = negatives.class_weights(objective)
-    total = sum(weights[n] * sums[name] for n, name in enumerate(reported))
-    shares = {f"pairs/{name}": value / pairs for name, value in sums.items()}
-    return shares | {"effective_negatives": total / count}
 
 
 def make_loss(bind: Bind, objective: ObjectiveConfig, mesh: Mesh) -> Callable:
