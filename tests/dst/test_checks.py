@@ -30,7 +30,8 @@ def test_a_sound_tree_has_no_findings():
             _node("S1.1.a", 0, 4),
             _node("S1.1.b", 3.95, 6),  # an overlap within the slack
             _node("S1.1.c", 7, 7),
-            _node("S1.1.d", 7, 9),
+            _node("S1.1.d", 6.95, 9),  # starts earlier, within the slack
+            _node("S1.1.e", 8, 8),  # a point within its sibling
             _node("S2", 10, 12, level="step"),
             _node("S2.1", 10, 11),  # an action right below a step, as step text has it
         )
@@ -128,7 +129,7 @@ def test_a_level_that_does_not_fit_is_found_once(nodes, wrong, detail):
 
 def test_levels_that_are_left_out_are_no_mistake():
     without_substep = Node("S1.1.a", "action", 1, 2, "turn", ("S1",))
-    assert _checks(S1, without_substep, _node("S1.2", 3, 4, level="substep")) == []
+    assert _checks(S1, without_substep, _node("S1.2", 0, 4, level="substep")) == []
     assert _checks(_node("1", 0, 1), _node("2", 1, 2)) == []
 
 

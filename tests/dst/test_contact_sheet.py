@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageColor, features
 
 from tests.index_video import constant_ticks, read_index, write_video
 from vtalign_jax.dst.contact_sheet import (
@@ -15,11 +15,13 @@ from vtalign_jax.dst.contact_sheet import (
     render_clips,
 )
 from vtalign_jax.dst.finder import Source
-from vtalign_jax.dst.nodes import Node, Video
+from vtalign_jax.dst.nodes import Node, Skip, Video
 from vtalign_jax.dst.pairs import make_pairs
 from vtalign_jax.dst.records import make_jobs
 from vtalign_jax.dst.windows import window_chooser
 from vtalign_jax.errors import UserError
+
+GREEN = "#1a9641"
 
 
 def _jobs(uid, clips, path="nowhere.mp4", frames=8, text="do it"):
@@ -99,6 +101,39 @@ def test_the_sheet_shows_each_frame_at_its_place_and_green_under_the_nodes_span(
     green = [sheet.getpixel((24 + 132 * n + 60, under)) == (0x1A, 0x96, 0x41) for n in range(8)]
     assert green == [2 <= time <= 3 for time in clip.pair.times]
     assert sum(green) == 2
+
+
+def _count(sheet, colour):
+    return (np.asarray(sheet) == ImageColor.getrgb(colour)).all(axis=2).sum()
+
+
+def test_a_node_between_two_frames_is_marked_at_the_nearest(video):
+    clip = render_clips(_jobs("v", 3, video)[0])[2]
+    pair = dataclasses.replace(clip.pair, node_start=2.3, node_end=2.3)
+    sheet = draw_sheet([dataclasses.replace(clip, pair=pair)], "title", Typeface())
+    left = 24 + 132 * min(range(8), key=lambda n: abs(pair.times[n] - 2.3))
+    under = _first_frame_row(sheet) + 128
+    assert _count(sheet.crop((left, under, left + 128, under + 4)), GREEN) == 128 * 4
+    assert _count(sheet.crop((0, under, sheet.width, under + 4)), GREEN) == 128 * 4
+
+
+def test_only_frames_that_are_there_are_marked(video):
+    clip = render_clips(_jobs("v", 1, video)[0])[0]  # node 0 to 1 s
+    inside = [time for time in clip.pair.times if 0 <= time <= 1]
+    frames = {time: frame for time, frame in clip.frames.items() if time != inside[0]}
+    bars = [
+        _count(draw_sheet([c], "title", Typeface()), GREEN)
+        for c in (clip, dataclasses.replace(clip, frames=frames))
+    ]
+    assert bars[0] - bars[1] == 128 * 4
+
+
+def test_the_reason_stands_in_place_of_the_frames_of_a_clip_that_is_left_out(video):
+    clip = render_clips(_jobs("v", 1, video)[0])[0]
+    lost = dataclasses.replace(clip, frames={}, skip=Skip("v", "S0", "damaged video", "at 3 s"))
+    sheet = draw_sheet([lost], "title", Typeface())
+    assert _count(sheet, "#c0392b") > 100
+    assert _count(sheet, "#e4e4e4") < 128  # pixels of letters, no grey square
 
 
 def test_frames_outside_the_video_are_grey_and_never_black(video):

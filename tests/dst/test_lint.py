@@ -7,7 +7,8 @@ import pytest
 
 from tests.index_video import constant_ticks, write_video
 from tests.proassist_tree import make_proassist_tree
-from vtalign_jax.dst.lint import Options, lint
+from vtalign_jax.dst.lint import Options, lint, with_skips
+from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Settings, make_plan
 from vtalign_jax.dst.records import render
 from vtalign_jax.errors import UserError
@@ -180,6 +181,9 @@ def test_levels_that_choose_nothing_are_an_error(tmp_path):
     (found,) = lint(Settings(f"{tmp_path}/train.json", "", levels="action"), Options()).findings
     assert (found.severity, found.check) == ("error", "no node at these levels")
     assert found.detail == "--levels=action; there are 4 step(s)"
+    (tmp_path / "train.json").write_text(json.dumps([{"video_uid": "v", "dst": BAD[:1]}]))
+    (found,) = lint(Settings(f"{tmp_path}/train.json", ""), Options()).findings
+    assert found.check == "reversed times"
     (tmp_path / "train.json").write_text("[]")
     (found,) = lint(Settings(f"{tmp_path}/train.json", ""), Options()).findings
     assert found.check == "no node at these levels"
@@ -193,6 +197,20 @@ def test_limit_videos_takes_the_videos_that_prepare_takes(folder):
     assert {found.uid for found in linted.findings} <= {"v", ""}
     without = lint(Settings(f"{folder}/*.json", "", limit_videos=2), Options())
     assert len(without.videos) == 2
+
+
+def test_clips_that_fail_later_on_join_the_findings_once(folder):
+    quick = lint(_settings(folder), Options())
+    (lost,) = {f.node_id for f in _of(quick, "span outside the video")}
+    later = [
+        Skip("v", lost, "span outside the video"),
+        Skip("inside", "S3", "damaged video", "at 3 s"),
+    ]
+    linted = with_skips(quick, later)
+    (added,) = linted.findings[len(quick.findings) :]
+    assert (added.severity, added.uid, added.check) == ("error", "inside", "damaged video")
+    assert added.where == "train.json row 4 node 4"
+    assert linted.taken == quick.taken - 1
 
 
 def test_folders_of_images_without_a_rate_are_errors_one_by_one(tmp_path):

@@ -6,10 +6,11 @@ from PIL import Image
 
 from tests.index_video import constant_ticks, write_video
 from tests.proassist_tree import write_arrow
+from vtalign_jax.dst import probe as probe_module
 from vtalign_jax.dst.finder import Finder
-from vtalign_jax.dst.nodes import Node, Video
+from vtalign_jax.dst.nodes import Node, Skip, Video
 from vtalign_jax.dst.pairs import make_pairs
-from vtalign_jax.dst.probe import check_frames, decode, probe
+from vtalign_jax.dst.probe import Probe, check_frames, decode, probe
 from vtalign_jax.dst.records import make_jobs
 from vtalign_jax.dst.video import VideoFile
 from vtalign_jax.dst.windows import window_chooser
@@ -36,10 +37,10 @@ def _look(folder, *nodes, fps=None, **flags):
     return found, list(check_frames(video, jobs[0].source, found))
 
 
-def _write_rows(path, rows):
+def _write_rows(path, rows, **options):
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32)).save(buffer, "JPEG")
-    write_arrow(path, [base64.b64encode(buffer.getvalue()).decode()] * rows)
+    write_arrow(path, [base64.b64encode(buffer.getvalue()).decode()] * rows, **options)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,32 @@ def test_a_node_whose_middle_lies_past_the_end_is_left_out_though_it_starts_befo
     assert [s.node_id for s in found.skips] == ["S1"]
 
 
+def test_a_node_that_starts_past_the_end_is_left_out_though_its_window_begins_before(folder):
+    found, findings = _look(folder, _node("S1", 6.2, 6.4, "step"))
+    assert [s.reason for s in found.skips] == ["span outside the video"]
+    assert findings == []
+    video = Video("v", (_node("S1", 6.2, 6.4, "step"), _node("S2", 6.05, 6.4, "step")))
+    source = _jobs(folder, video)[0].source
+    (of_no_clip,) = check_frames(video, source, Probe(6.0))
+    assert of_no_clip.node_id == "S1"
+
+
+def test_damage_of_a_child_does_not_hide_that_its_parent_ends_late(folder):
+    video = Video("v", (_node("S1", 0, 9, "step"), _node("S1.a", 1, 2, ancestors=("S1",))))
+    source = _jobs(folder, video)[0].source
+    (found,) = check_frames(video, source, Probe(6.0, skips=(Skip("v", "S1.a", "damaged video"),)))
+    assert found.node_id == "S1"
+
+
+def test_windows_that_the_end_of_a_video_cuts_are_not_decoded(folder, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(probe_module, "decode", lambda job: decoded.extend(job.pairs) or [])
+    _look(folder, _node("S1", 0, 1, "step"), _node("S2", 5, 6, "step"))
+    assert decoded == []
+    _look(folder, _node("S1", 0, 1, "step"), _node("S2", 8, 9, "step"))
+    assert [pair.node_id for pair in decoded] == ["S2"]
+
+
 @pytest.mark.parametrize(("fps", "is_drift"), [(25.0, False), (24.0, False), (30.0, True)])
 def test_an_annotated_rate_counts_by_the_seconds_it_is_off_at_the_end(folder, fps, is_drift):
     _, findings = _look(folder, _node("S1", 0, 6, "step"), fps=fps)
@@ -117,12 +144,18 @@ def test_rows_without_a_video_beside_them_have_no_rate_to_compare(tmp_path):
 
 
 def test_rows_lost_at_the_end_of_a_cut_file_are_found_without_decoding_all(tmp_path):
-    _write_rows(tmp_path / "v.arrow", 12)
+    _write_rows(tmp_path / "v.arrow", 12, rows_a_batch=2)
     whole = (tmp_path / "v.arrow").read_bytes()
-    rows_a_batch = [whole.index(b"/9j/"), len(whole)]
-    (tmp_path / "v.arrow").write_bytes(whole[: sum(rows_a_batch) // 2])
-    found, _ = _look(tmp_path, _node("S1", 0, 5, "step"), source_fps=30.0)
-    assert [skip.reason for skip in found.skips] == ["Arrow file cut off"]
+    (tmp_path / "v.arrow").write_bytes(whole[: len(whole) // 2])
+    nodes = [_node(f"S{n}", n, n + 1, "step") for n in range(6)]
+    found, _ = _look(tmp_path, *nodes, source_fps=30.0)
+    assert 1.0 <= found.duration <= 3.0
+    assert {skip.reason for skip in found.skips} == {"Arrow file cut off"}
+    assert found.skips == tuple(
+        skip
+        for job in _jobs(tmp_path, Video("v", tuple(nodes)), source_fps=30.0)
+        for skip in decode(job)
+    )
 
 
 def test_an_unreadable_file_costs_all_clips_and_is_no_further_finding(tmp_path):

@@ -36,6 +36,13 @@ def test_plain_lines_are_ten_seconds_apart(capsys):
     assert line.startswith("prepare: 100/100 clips, 0 skipped")
 
 
+def test_units_other_than_clips_are_named(capsys):
+    progress = report.ProgressLine(1, "open", "file")
+    progress.advance(1, 0)
+    progress.close()
+    assert capsys.readouterr().out.startswith("open: 1/1 files, 0 skipped")
+
+
 def test_the_share_counts_clips_not_lines():
     report.check_share(SKIPS, 76, 0.05, "x")
     with pytest.raises(

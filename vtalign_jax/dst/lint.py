@@ -100,6 +100,8 @@ def lint(settings: Settings, options: Options) -> Linted:
     if settings.limit_videos:
         videos = _first(videos, settings.limit_videos, jobs if finder else None)
         checked = _only(checked, {video.uid for video in videos})
+    nodes = sum(len(video.nodes) for video in videos)
+    options.say(f"checking {nodes:,} nodes of {len(videos):,} videos")
     findings += [from_remark(remark, "error") for remark in refused]
     findings += map(from_skip, checked.skips)
     findings += map(from_remark, checked.warnings)
@@ -187,8 +189,7 @@ def _look(
         probes = dict(zip(jobs, _open_all(list(jobs.values()), pool), strict=True))
         if options.decode:
             options.say("decoding every clip, which takes about as long as prepare")
-            readable = {key: jobs[key] for key in jobs if probes[key].duration is not None}
-            for key, skips in _decode_all(readable, pool).items():
+            for key, skips in _decode_all(jobs, pool).items():
                 probes[key] = dataclasses.replace(probes[key], skips=tuple(skips))
     findings: list[Finding] = []
     for video in videos:

@@ -94,13 +94,13 @@ def _past_the_end(video: Video, source: Source, found: Probe) -> Iterator[Findin
             node.end > found.duration + END_SLACK_SECONDS
             or node.start > found.duration + SLACK_SECONDS
         )
-        is_explained = node.node_id in explained
-        if is_past and not is_explained:
+        if not is_past:
+            continue
+        if node.node_id not in explained:
             times = f"{node.start:.2f} to {node.end:.2f} s of {found.duration:.2f} s"
             check, detail = "annotation past the end of the video", f"{times} ({source.name})"
             yield Finding("warning", check, video.uid, node.node_id, detail, node.where)
-        if is_past or is_explained:
-            explained.update(node.ancestor_ids)
+        explained.update(node.ancestor_ids)
 
 
 def _video_beside(source: Source) -> tuple[float, float]:
