@@ -224,7 +224,10 @@ def test_between_val_and_test_it_is_a_warning():
     assert (severity, check) == ("warning", "recording in val and in test")
 
 
-def test_a_uid_in_two_splits_is_named():
+def test_uids_in_two_splits_are_named():
+    videos = [(f"r__{n}", split) for n in range(5) for split in ("val", "test")]
+    detail = "r__0, r__1, r__2 and 2 more in val and test"
+    assert _splits(*videos) == [("warning", "uid in two splits", "", detail)]
     assert _splits(("r", "train"), ("r", "val"), ("s", "train")) == [
-        ("error", "uid in two splits", "r", "recording r: train: r; val: r")
+        ("error", "uid in two splits", "r", "r in train and val")
     ]

@@ -158,6 +158,12 @@ def test_rows_lost_at_the_end_of_a_cut_file_are_found_without_decoding_all(tmp_p
     )
 
 
+def test_past_the_last_row_the_rate_that_was_taken_is_named(tmp_path):
+    _write_rows(tmp_path / "v.arrow", 12)
+    _, (found,) = _look(tmp_path, _node("S1", 0, 8, "step"), source_fps=30.0)
+    assert found.detail == "0.00 to 8.00 s of 6.00 s (v.arrow, of 30 frames a second)"
+
+
 def test_an_unreadable_file_costs_all_clips_and_is_no_further_finding(tmp_path):
     (tmp_path / "v.mp4").write_bytes(b"no video")
     found, findings = _look(tmp_path, _node("S1", 0, 1, "step"), _node("S2", 90, 91, "step"))

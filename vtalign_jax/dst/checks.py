@@ -81,11 +81,11 @@ def check_splits(videos: list[Video], on_leakage: str) -> Iterator[Finding]:
         counts = collections.Counter(uid for of_split in by_split.values() for uid in of_split)
         twice = sorted(uid for uid, count in counts.items() if count > 1)
         shown = "; ".join(f"{split}: {_some(found)}" for split, found in by_split.items())
+        detail = f"recording {name}: {shown}"
         severity = "error" if leaks and on_leakage == "error" else "warning"
-        uid = twice[0] if len(twice) == 1 else ""
         if twice:
-            check = "uid in two splits"
-        yield Finding(severity, check, uid, "", f"recording {name}: {shown}")
+            check, detail = "uid in two splits", f"{_some(twice)} in {' and '.join(by_split)}"
+        yield Finding(severity, check, twice[0] if len(twice) == 1 else "", "", detail)
 
 
 def _finding(check: str, video: Video, node: Node, detail: str) -> Finding:

@@ -79,7 +79,7 @@ def totals_lines(figures: dict[str, dict[str, int | float]]) -> list[str]:
     if not figures:
         return []
     shown = {
-        split: {name.replace("_", " "): f"{value:,}" for name, value in of_split.items()}
+        split: {name.replace("_", " "): _number(value) for name, value in of_split.items()}
         for split, of_split in figures.items()
     }
     return split_table(shown)
@@ -110,6 +110,10 @@ def as_json(linted: Linted, levels: str) -> dict[str, Any]:
 def clips_left_out(findings: list[Finding]) -> int:
     """Return how many clips `prepare` would leave out because of errors."""
     return sum(found.clips for found in findings)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
 def _plural(word: str, count: int) -> str:

@@ -88,6 +88,8 @@ def check_frames(video: Video, source: Source, found: Probe) -> Iterator[Finding
 
 def _past_the_end(video: Video, source: Source, found: Probe) -> Iterator[Finding]:
     """Yield the nodes past the end; not those whose children are, nor what is left out anyway."""
+    rate = f", of {found.fps or source.source_fps:g} frames a second"
+    rate = "" if source.kind == "video" else rate
     explained = {skip.node_id for skip in found.skips}
     for node in sorted(video.nodes, key=lambda node: -len(node.ancestor_ids)):
         is_past = (
@@ -98,7 +100,8 @@ def _past_the_end(video: Video, source: Source, found: Probe) -> Iterator[Findin
             continue
         if node.node_id not in explained:
             times = f"{node.start:.2f} to {node.end:.2f} s of {found.duration:.2f} s"
-            check, detail = "annotation past the end of the video", f"{times} ({source.name})"
+            detail = f"{times} ({source.name}{rate})"
+            check = "annotation past the end of the video"
             yield Finding("warning", check, video.uid, node.node_id, detail, node.where)
         explained.update(node.ancestor_ids)
 
