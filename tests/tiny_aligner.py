@@ -57,7 +57,13 @@ def make_aligner(config: Config, seed: int = 0):
     adapters = trainable.adapter_config(config.tune)
 
     def make_model() -> AlignerModel:
-        return AlignerModel(config.model, base, adapters, rngs=nnx.Rngs(seed))
+        return AlignerModel(
+            config.model,
+            base,
+            adapters,
+            rngs=nnx.Rngs(seed),
+            has_matching_head=config.objective.itm_weight > 0,
+        )
 
     bind, _ = parameters.abstract(make_model)
     values = parameters.parameters_of(make_model())

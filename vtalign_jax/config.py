@@ -68,6 +68,8 @@ class ObjectiveConfig:
     same_text: str = "preset"  # preset | ignore | multi_positive | negative
     same_recording_weight: float = 0.4  # lambda; the plan's range is 0.3 to 0.5
     neighbour_radius: int = 1  # |order difference| up to which a node is a neighbour
+    itm_weight: float = 0.0  # of the matching loss; 0 leaves it and its head out
+    caption_weight: float = 0.0  # of the caption loss; 0 leaves it and its tokens out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +153,8 @@ _RANGES = {  # field: lowest and highest value allowed, both included
     "data.prefetch_batches": (1, 1024),
     "objective.same_recording_weight": (0.0, 1.0),
     "objective.neighbour_radius": (0, 10**6),
+    "objective.itm_weight": (0.0, 1e6),
+    "objective.caption_weight": (0.0, 1e6),
     "optim.learning_rate": (0.0, _INF),
     "optim.warmup_fraction": (0.0, 1.0),
     "optim.weight_decay": (0.0, _INF),

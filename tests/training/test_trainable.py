@@ -47,6 +47,27 @@ def test_every_tuning_choice_partitions(connector, text_blocks, head):
     assert not any("lora" in path or "head.fc" in path for path in frozen)
 
 
+def test_a_matching_head_is_trained_where_its_loss_has_weight_and_exists_nowhere_else():
+    without, with_head = (
+        make_aligner(make_config(objective={"itm_weight": weight})) for weight in (0.0, 0.5)
+    )
+    added = with_head[1].keys() - without[1].keys()
+    kinds = ("fc1.kernel", "fc1.bias", "fc2.kernel", "fc2.bias")
+    leaves = {f"matching_head.{kind}" for kind in kinds}
+        f"matching_head.{layer}.{leaf}" for layer in ("fc1", "fc2") for leaf in ("kernel", "bias")
+    }
+    assert added == leaves
+    assert with_head[2].keys() == without[2].keys()
+    assert with_head[1]["matching_head.fc1.kernel"].shape == (40, 20)
+    assert with_head[1]["matching_head.fc2.kernel"].shape == (20, 1)
+    assert {path for path in leaves if trainable.is_decayed(path)} == {
+        "matching_head.fc1.kernel",
+        "matching_head.fc2.kernel",
+    }
+    for path, value in without[1].items():  # the draw of the others does not move
+        np.testing.assert_array_equal(value, with_head[1][path])
+
+
 def test_a_leaf_without_a_rule_and_a_rule_without_a_leaf_are_errors():
     config = make_config()
     _, trained, frozen = make_aligner(config)

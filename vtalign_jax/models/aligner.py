@@ -26,12 +26,30 @@ class ProjectionHead(nnx.Module):
         return unit_norm(self.fc2(hidden))  # [B, E]
 
 
+class MatchingHead(nnx.Module):
+    """MLP 2 E -> E -> 1 with exact GELU, in float32: does the text describe the clip?"""
+
+    def __init__(self, embedding_dim: int, *, rngs: nnx.Rngs):
+        precision = jax.lax.Precision.HIGHEST
+        self.fc1 = nnx.Linear(2 * embedding_dim, embedding_dim, precision=precision, rngs=rngs)
+        self.fc2 = nnx.Linear(embedding_dim, 1, precision=precision, rngs=rngs)
+        # Entries of about 1: those of a unit vector would leave GELU all but linear, and a linear
+        # head cannot compare a clip with a text.
+        self.scale = embedding_dim**0.5
+
+    def __call__(self, pairs: jax.Array) -> jax.Array:
+        """Return the logits float32[N] of float32[N, 2 E], clips and texts side by side."""
+        hidden = nnx.gelu(self.fc1(self.scale * pairs), approximate=False)  # [N, E]
+        return self.fc2(hidden)[:, 0]
+
+
 class AlignerModel(nnx.Module):
     """SmolVLM with a projection head for clips and texts and a learnable temperature.
 
     Attributes:
       base: the adapted `SmolVLM`.
       head: the shared head; with `head="per_modality"` it is `video_head` and `text_head` instead.
+      matching_head: see `MatchingHead`, if there is one.
       log_temperature: float32[], natural logarithm of tau.
     """
 
@@ -42,6 +60,7 @@ class AlignerModel(nnx.Module):
         adapters: AdapterConfig | None,
         *,
         rngs: nnx.Rngs,
+        has_matching_head: bool = False,
     ):
         self.base = SmolVLM(
             base_config,
@@ -57,6 +76,8 @@ class AlignerModel(nnx.Module):
         else:
             self.video_head = ProjectionHead(*sizes, rngs=rngs)
             self.text_head = ProjectionHead(*sizes, rngs=rngs)
+        if has_matching_head:  # drawn last: the others' values do not depend on it
+            self.matching_head = MatchingHead(config.embedding_dim, rngs=rngs)
         self.log_temperature = nnx.Param(jnp.log(jnp.float32(config.temperature_init)))
         self.pooling = config.pooling
         self.is_shared = config.head == "shared"

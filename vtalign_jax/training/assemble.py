@@ -53,7 +53,13 @@ def assemble(config: Config) -> Assembly:
     adapters = trainable.adapter_config(config.tune)
 
     def make_model() -> AlignerModel:
-        return AlignerModel(config.model, base, adapters, rngs=nnx.Rngs(config.train.seed))
+        return AlignerModel(
+            config.model,
+            base,
+            adapters,
+            rngs=nnx.Rngs(config.train.seed),
+            has_matching_head=config.objective.itm_weight > 0,
+        )
 
     bind, abstract = parameters.abstract(make_model)
     trained, frozen = trainable.split(abstract, config.model, config.tune)

@@ -25,7 +25,7 @@ def adapter_config(tune: TuneConfig) -> AdapterConfig:
 
 
 def partition_rules(
-    model: ModelConfig, tune: TuneConfig, *, has_lm_head: bool
+    model: ModelConfig, tune: TuneConfig, *, has_lm_head: bool, has_matching_head: bool
 ) -> list[tuple[str, str]]:
     """Return the partition table: (pattern over whole paths, trainable or frozen)."""
     heads = "head" if model.head == "shared" else "(video|text)_head"
@@ -43,6 +43,8 @@ def partition_rules(
         rules.append((r"base\.text_model\.tuned_layers\..*\.lora_[ab]", TRAINABLE))
     if has_lm_head:
         rules.append((r"base\.lm_head\..*", FROZEN))
+    if has_matching_head:
+        rules.append((r"matching_head\.fc[12]\.(kernel|bias)", TRAINABLE))
     return rules
 
 
@@ -54,8 +56,11 @@ def split(
     Raises:
       ValueError: a path without exactly one rule, or a rule without a path.
     """
-    has_lm_head = any(path.startswith("base.lm_head.") for path in values)
-    kinds = parameters.match(partition_rules(model, tune, has_lm_head=has_lm_head), list(values))
+    optional = {"has_lm_head": "base.lm_head.", "has_matching_head": "matching_head."}
+    present = {
+        name: any(path.startswith(start) for path in values) for name, start in optional.items()
+    }
+    kinds = parameters.match(partition_rules(model, tune, **present), list(values))
     trainable = {path: value for path, value in values.items() if kinds[path] == TRAINABLE}
     frozen = {path: value for path, value in values.items() if kinds[path] == FROZEN}
     return trainable, frozen
