@@ -12,6 +12,7 @@ from vtalign_jax.array_types import Batch
 from vtalign_jax.config import MeshConfig
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation import embed
+from vtalign_jax.evaluation.choice import choice_chance, choice_metrics, make_questions
 from vtalign_jax.evaluation.embed import Embeddings, Evaluator, collect, without_adapters
 from vtalign_jax.evaluation.retrieval import chance_metrics, retrieval_metrics
 
@@ -115,9 +116,14 @@ def test_rows_are_placed_by_record_and_padding_is_dropped():
 def test_scores_are_those_of_the_embeddings(shared):
     evaluator, identity = shared.evaluator, shared.split.identity
     found = evaluator.embeddings(shared.params, shared.frozen)
+    questions = make_questions(identity)
     expected = retrieval_metrics(found.z_video, found.z_text, identity)
-    assert evaluator.score(shared.params, shared.frozen) == pytest.approx(expected, rel=1e-12)
-    assert evaluator.chance() == chance_metrics(identity)
+    expected |= choice_metrics(found.z_video, found.z_text, questions)
+    assert expected["choice_inter_queries"] > 0
+    scored = evaluator.score(shared.params, shared.frozen)
+    assert scored == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    chance = chance_metrics(identity) | choice_chance(questions)
+    assert evaluator.chance() == pytest.approx(chance, nan_ok=True)
 
 
 def test_zero_shot_is_the_base_without_adapters_and_head(shared, reference):

@@ -112,6 +112,51 @@ def test_metrics_equal_a_plain_reference(seed, chunk):
     assert metrics["margin"] == pytest.approx(own - statistics.fmean(pairs), abs=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_recall_among_repeated_texts_is_that_of_their_queries_alone(seed):
+    z_video, z_text, identity = _random_dataset(seed, rows=24)
+    places = {
+        key: set(identity.recording[identity.text == key].tolist()) for key in set(identity.text)
+    }
+    texts = [key for key in sorted(places) if len(places[key]) > 1]
+    assert 0 < len(texts) < len(places)
+    reference = _reference_queries(z_video, z_text, identity)
+    asked = {
+        "video_to_text": np.isin(identity.text, texts),
+        "text_to_video": np.isin(sorted(places), texts),
+    }
+    found = retrieval_metrics(z_video, z_text, identity)
+    for k in (1, 5):
+        both = [
+            _reference_summary(itertools.compress(reference[direction], asked[direction]))
+            for direction in DIRECTIONS
+        ]
+        expected = sum(summary[f"recall@{k}"] for summary in both) / 2
+        assert found[f"recall@{k}_repeated"] == pytest.approx(expected)
+    assert found["texts_repeated"] == len(texts)
+
+
+def test_chance_among_repeated_texts_is_what_random_rankings_reach():
+    rng = np.random.default_rng(0)
+    identity = make_identity(np.arange(24) // 6, text=[*range(12), *range(6), *range(20, 26)])
+    chance = chance_metrics(identity)
+    reached = [
+        retrieval_metrics(_unit(rng, 24), _unit(rng, 24), identity)["recall@5_repeated"]
+        for _ in range(300)
+    ]
+    assert chance["recall@5_repeated"] == pytest.approx(np.mean(reached), abs=0.02)
+    assert chance["texts_repeated"] == 6
+
+
+def test_where_every_text_stands_in_one_recording_there_is_no_recall_of_repeated_ones():
+    identity = make_identity([0, 0, 1, 1], text=[1, 1, 2, 3])
+    z = np.eye(4, dtype=np.float32)
+    for found in (retrieval_metrics(z, z, identity), chance_metrics(identity)):
+        assert math.isnan(found["recall@1_repeated"])
+        assert math.isnan(found["recall@5_repeated"])
+        assert found["texts_repeated"] == 0
+
+
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
 def test_answers_do_not_depend_on_the_chunk(chunk):
     _, _, identity = _random_dataset(9, rows=60)

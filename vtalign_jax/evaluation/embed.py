@@ -4,6 +4,7 @@ Training and `launch/evaluate.py` both come here. Every process embeds its slice
 the rows of all of them, and scores them itself: all processes reach the same numbers.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -16,6 +17,12 @@ from jax.sharding import Mesh, NamedSharding
 from vtalign_jax import sharding
 from vtalign_jax.array_types import Batch
 from vtalign_jax.config import Config
+from vtalign_jax.evaluation.choice import (
+    Questions,
+    choice_chance,
+    choice_metrics,
+    make_questions,
+)
 from vtalign_jax.evaluation.retrieval import chance_metrics, retrieval_metrics
 from vtalign_jax.models.aligner import AlignerModel, unit_norm
 from vtalign_jax.pipeline.dataset import ClipSplit
@@ -158,9 +165,9 @@ class Evaluator:
         yield held
 
     def score(self, params: Parameters, frozen: Parameters) -> dict[str, float]:
-        """Return `retrieval_metrics` of the embeddings through the head."""
+        """Return `retrieval_metrics` and `choice_metrics` of the embeddings through the head."""
         found = self.embeddings(params, frozen)
-        return retrieval_metrics(found.z_video, found.z_text, self._identity)
+        return self._metrics(found.z_video, found.z_text)
 
     def score_untrained(
         self, params: Parameters, frozen: Parameters
@@ -172,9 +179,17 @@ class Evaluator:
           frozen: the base.
         """
         found = self.embeddings(without_adapters(params), frozen)
-        zero_shot = retrieval_metrics(found.pooled_video, found.pooled_text, self._identity)
-        return zero_shot, retrieval_metrics(found.z_video, found.z_text, self._identity)
+        zero_shot = self._metrics(found.pooled_video, found.pooled_text)
+        return zero_shot, self._metrics(found.z_video, found.z_text)
 
     def chance(self) -> dict[str, float]:
-        """Return what random rankings of this split score."""
-        return chance_metrics(self._identity)
+        """Return what random rankings and choices score on this split."""
+        return chance_metrics(self._identity) | choice_chance(self._questions)
+
+    def _metrics(self, video: np.ndarray, text: np.ndarray) -> dict[str, float]:
+        ranked = retrieval_metrics(video, text, self._identity)
+        return ranked | choice_metrics(video, text, self._questions)
+
+    @functools.cached_property
+    def _questions(self) -> dict[str, Questions]:
+        return make_questions(self._identity)

@@ -20,6 +20,7 @@ from vtalign_jax.array_types import Identity
 from vtalign_jax.errors import UserError
 
 RECALL_AT = (1, 5, 10)
+REPEATED_AT = (1, 5)
 DIRECTIONS = ("video_to_text", "text_to_video")
 _GRID = 2.0**26
 
@@ -48,6 +49,13 @@ class Answers(NamedTuple):
         """Return int64[queries], the number of right candidates of each."""
         return np.bincount(self.query, minlength=self.queries)
 
+    def of(self, mask: np.ndarray) -> "Answers":
+        """Return the pairs of the queries where `mask`, bool[queries], holds; renumbered."""
+        kept = mask[self.query]
+        number = np.cumsum(mask) - 1
+        queries = int(np.sum(mask))
+        return Answers(number[self.query[kept]], self.candidate[kept], queries, self.candidates)
+
 
 def retrieval_metrics(
     z_video: np.ndarray, z_text: np.ndarray, identity: Identity, chunk: int = 256
@@ -55,9 +63,11 @@ def retrieval_metrics(
     """Return recall@{1, 5, 10}, median rank and mAP, both ways, multi-instance and plain.
 
     Names: `recall@5` (mean of both directions, multi-instance), `video_to_text/recall@5`,
-    `plain/recall@5`, `plain/text_to_video/recall@5`; likewise `median_rank` and `mAP`. `margin` is
-    the mean cosine of the pairs minus that of all wrong (clip, text) combinations, NaN where
-    nothing is wrong. `clips` and `texts` count the queries. Memory is chunk x N, not N x N.
+    `plain/recall@5`, `plain/text_to_video/recall@5`; likewise `median_rank` and `mAP`.
+    `recall@1_repeated` and `recall@5_repeated` are those of the queries alone whose text stands in
+    several recordings, NaN where none does. `margin` is the mean cosine of the pairs minus that of
+    all wrong (clip, text) combinations, NaN where nothing is wrong. `clips` and `texts` count the
+    queries, `texts_repeated` those texts. Memory is chunk x N, not N x N.
 
     Args:
       z_video: float32[N, E], unit norm.
@@ -69,7 +79,7 @@ def retrieval_metrics(
       UserError: no row is real, or an embedding is not finite.
     """
     identity, mask = _real_rows(identity), np.asarray(identity.row_mask)
-    video, text = (_on_grid(name, z[mask]) for name, z in (("clip", z_video), ("text", z_text)))
+    video, text = (on_grid(name, z[mask]) for name, z in (("clip", z_video), ("text", z_text)))
     first, _ = _distinct(identity.text)
     answers = right_answers(identity)
     one_to_one = _diagonal(len(video))
@@ -83,8 +93,12 @@ def retrieval_metrics(
     metrics = {}
     for kind, directions in found.items():
         metrics |= _both_ways(kind, [_summary(*ranks) for ranks in directions])
+    repeated = _repeated(identity)
+    metrics |= _of_repeated(
+        [_recalls(ranks[mask]) for (ranks, _), mask in zip(found[""], repeated, strict=True)]
+    )
     metrics["margin"] = _margin(video, text, first, answers)
-    return metrics | {"clips": len(video), "texts": len(first)}
+    return metrics | _counts(answers, repeated)
 
 
 def chance_metrics(identity: Identity) -> dict[str, float]:
@@ -100,7 +114,10 @@ def chance_metrics(identity: Identity) -> dict[str, float]:
     metrics = {}
     for kind, both in {"": (answers, answers.turned()), "plain/": (one_to_one,) * 2}.items():
         metrics |= _both_ways(kind, [_chance(one) for one in both])
-    return metrics | {"clips": answers.queries, "texts": answers.candidates}
+    repeated = _repeated(identity)
+    both = zip((answers, answers.turned()), repeated, strict=True)
+    metrics |= _of_repeated([_chance(one.of(mask)) for one, mask in both])
+    return metrics | _counts(answers, repeated)
 
 
 def right_answers(identity: Identity, chunk: int = 1024) -> Answers:
@@ -136,12 +153,22 @@ def _real_rows(identity: Identity) -> Identity:
     return Identity(*(np.asarray(values)[mask] for values in identity))
 
 
-def _on_grid(name: str, z: np.ndarray) -> np.ndarray:
-    lost = int(np.sum(~np.isfinite(z).all(axis=1)))
-    if lost:  # a NaN would beat no candidate and lose to none: recall 1
+def on_grid(name: str, z: np.ndarray) -> np.ndarray:
+    """Return embeddings [..., E] in float64, rounded so that their products are exact.
+
+    Args:
+      name: what they are of, for the error.
+      z: float32[..., E], unit norm.
+
+    Raises:
+      UserError: one is not finite.
+    """
+    is_lost = ~np.isfinite(z).all(axis=-1)
+    if is_lost.any():  # a NaN would beat no candidate and lose to none: recall 1
         raise UserError(
-            f"{lost} of {len(z)} {name} embeddings are not finite: the checkpoint is damaged or "
-            "diverged; take an earlier one, or train with a lower config.optim.learning_rate"
+            f"{is_lost.sum()} of {is_lost.size} {name} embeddings are not finite: the checkpoint "
+            "is damaged or diverged; take an earlier one, or train with a lower "
+            "config.optim.learning_rate"
         )
     return np.round(np.asarray(z, np.float64) * _GRID) / _GRID
 
@@ -150,6 +177,26 @@ def _distinct(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the first row of each distinct text, and the number of each row's text."""
     _, first, own = np.unique(text, return_index=True, return_inverse=True)
     return first, own
+
+
+def _repeated(identity: Identity) -> tuple[np.ndarray, np.ndarray]:
+    """Return which clips, bool[N], and which distinct texts are those of several recordings."""
+    _, own = _distinct(identity.text)
+    places = np.unique(np.stack([own, identity.recording], axis=1), axis=0)
+    is_repeated = np.bincount(places[:, 0]) > 1
+    return is_repeated[own], is_repeated
+
+
+def _of_repeated(directions: list[dict[str, float]]) -> dict[str, float]:
+    return {
+        f"recall@{k}_repeated": sum(metrics[f"recall@{k}"] for metrics in directions) / 2
+        for k in REPEATED_AT
+    }
+
+
+def _counts(answers: Answers, repeated: tuple[np.ndarray, np.ndarray]) -> dict[str, int]:
+    counts = {"clips": answers.queries, "texts": answers.candidates}
+    return counts | {"texts_repeated": int(np.sum(repeated[1]))}
 
 
 def _diagonal(count: int) -> Answers:
@@ -177,8 +224,14 @@ def _ranks(
 
 
 def _summary(ranks: np.ndarray, precisions: np.ndarray) -> dict[str, float]:
-    recalls = {f"recall@{k}": float(np.mean(ranks <= k)) for k in RECALL_AT}
-    return recalls | {"median_rank": float(np.median(ranks)), "mAP": float(np.mean(precisions))}
+    median, precision = float(np.median(ranks)), float(np.mean(precisions))
+    return _recalls(ranks) | {"median_rank": median, "mAP": precision}
+
+
+def _recalls(ranks: np.ndarray) -> dict[str, float]:
+    """Return recall@k; NaN where there is no query."""
+    count = len(ranks) or float("nan")
+    return {f"recall@{k}": float(np.sum(ranks <= k) / count) for k in RECALL_AT}
 
 
 def _both_ways(kind: str, directions: list[dict[str, float]]) -> dict[str, float]:
@@ -210,6 +263,8 @@ def _slices(count: int, size: int = 4096) -> list[slice]:
 
 def _chance(answers: Answers) -> dict[str, float]:
     n = answers.candidates
+    if not answers.queries:
+        return {f"recall@{k}": float("nan") for k in RECALL_AT}
     right, weight = np.unique(answers.counts(), return_counts=True)
     weight = weight / answers.queries
     missed = np.ones(len(right))  # P(rank > k), k = 0 so far, for each number of right candidates

@@ -1,9 +1,12 @@
-"""Retrieval metrics as a table: chance, zero-shot and the checkpoint under one another.
+"""Metrics as a table: chance, zero-shot and the checkpoint under one another.
 
 R@k is recall@k, median the median rank.
 """
 
+import math
 from collections.abc import Mapping
+
+from vtalign_jax.evaluation.retrieval import REPEATED_AT
 
 _BLOCKS = {  # prefix of a metric's name: what it is called
     "": "multi-instance, both ways",
@@ -20,31 +23,58 @@ _COLUMNS = {  # metric: its heading and how it is printed
     "median_rank": ("median", ".1f"),
     "mAP": ("mAP", ".3f"),
 }
+_REPEATED = "texts of several recordings"
 _MARGIN = "margin (right - wrong)"
-_FIRST, _SECOND, _OTHER = 27, 11, 8  # characters
+_CHOICE = {  # metric: its heading
+    "choice_intra": "intra",
+    "choice_inter": "inter",
+}
+_FIRST, _SECOND, _OTHER = 29, 11, 8  # characters
 
 
 def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Return the table.
 
     Args:
-      rows: name of the row -> what `retrieval_metrics` or `chance_metrics` returned.
+      rows: name of the row -> what `Evaluator.score` or `Evaluator.chance` returned.
     """
     head = _line("", "", [heading for heading, _ in _COLUMNS.values()])
     lines = [head, "-" * len(head)]
     for prefix, title in _BLOCKS.items():
-        for name, metrics in rows.items():
-            cells = [
-                format(metrics[prefix + column], form) for column, (_, form) in _COLUMNS.items()
-            ]
-            lines.append(_line(title, name, cells))
-            title = ""
-    title = _MARGIN
+        forms = {prefix + column: form for column, (_, form) in _COLUMNS.items()}
+        lines += _block(title, rows, forms)
+    lines += _block(_REPEATED, rows, {f"recall@{k}_repeated": ".3f" for k in REPEATED_AT})
+    lines += _block(_MARGIN, rows, {"margin": ".3f"})
+    lines += ["", _line("", "", list(_CHOICE.values())), "-" * len(head)]
+    lines += _block("five-way choice", rows, dict.fromkeys(_CHOICE, ".3f"))
+    return "\n".join([*lines, *_counts(next(iter(rows.values())))])
+
+
+def _block(
+    title: str, rows: Mapping[str, Mapping[str, float]], forms: Mapping[str, str]
+) -> list[str]:
+    """Return a line for each row that has these metrics, the title before the first."""
+    lines = []
     for name, metrics in rows.items():
-        if "margin" in metrics:
-            lines.append(_line(title, name, [format(metrics["margin"], ".3f")]))
-            title = ""
-    return "\n".join(lines)
+        if forms.keys() <= metrics.keys():
+            cells = [_cell(metrics[metric], form) for metric, form in forms.items()]
+            lines.append(_line("" if lines else title, name, cells))
+    return lines
+
+
+def _cell(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _counts(metrics: Mapping[str, float]) -> list[str]:
+    """Return what the table's small figures rest on."""
+    intra, inter = ((metrics[f"{k}_queries"], metrics[f"{k}_left_out"]) for k in _CHOICE)
+    return [
+        f"{metrics['texts_repeated']:,} texts stand in several recordings",
+        f"five-way choice within a recording: {intra[0]:,} questions, {intra[1]:,} clips left out "
+        "for want of four others",
+        f"five-way choice across recordings: {inter[0]:,} questions, {inter[1]:,} left out",
+    ]
 
 
 def _line(title: str, name: str, cells: list[str]) -> str:
