@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vtalign_jax import commandline, sharding
-from vtalign_jax.config import Config, resolve
+from vtalign_jax.config import Config, resolve, warnings
 from vtalign_jax.evaluation.embed import Evaluator
 from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.tokens import ClipTokenizer
@@ -44,6 +44,8 @@ _WORKDIR = flags.DEFINE_string(
 def main() -> None:
     """Train, or go on training, the run of `--workdir`."""
     config = resolve(_CONFIG.value)
+    for line in warnings(config):
+        _say(f"warning: {line}")
     workdir = _WORKDIR.value or f"runs/{Path(flags.FLAGS['config'].config_filename).stem}"
     is_terminated = _catch_sigterm()
 

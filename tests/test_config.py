@@ -6,8 +6,9 @@ import pathlib
 
 import pytest
 
-from vtalign_jax.config import Config, default_config, resolve, to_dict
+from vtalign_jax.config import Config, default_config, resolve, to_dict, warnings
 from vtalign_jax.errors import UserError
+from vtalign_jax.objectives import negatives
 
 
 def test_defaults_survive_the_round_trip():
@@ -65,6 +66,21 @@ def test_pretrain_is_the_plan_and_so_are_the_defaults():
 def test_a_wrong_value_is_named(section, field, value, told):
     with pytest.raises(UserError, match=told.replace("[", r"\[").replace("]", r"\]")):
         resolve({section: {field: value}})
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.29, 0.51, 1.0])
+@pytest.mark.parametrize("preset", negatives.PRESETS)
+def test_a_lambda_outside_the_plans_range_is_warned_of_where_it_counts(preset, weight):
+    told = warnings(resolve({"objective": {"preset": preset, "same_recording_weight": weight}}))
+    uses_it = None in negatives.PRESETS[preset][0]
+    assert len(told) == uses_it
+    if uses_it:
+        assert f"config.objective.same_recording_weight={weight:g} lies outside" in told[0]
+
+
+def test_the_plans_range_of_lambda_is_not_warned_of():
+    for weight in (0.3, 0.4, 0.5):
+        assert warnings(resolve({"objective": {"same_recording_weight": weight}})) == []
 
 
 def test_an_unknown_section_is_named():

@@ -136,6 +136,9 @@ _CHOICES = {
     "objective.same_text": ("preset", "ignore", "multi_positive", "negative"),
 }
 
+_SOFT_PRESETS = ("plan", "neighbours_soft")  # those that use same_recording_weight
+_PLANNED_WEIGHT = (0.3, 0.5)  # its range in the pretraining plan
+
 _INF = math.inf
 _RANGES = {  # field: lowest and highest value allowed, both included
     "model.embedding_dim": (1, 2**16),
@@ -211,6 +214,19 @@ def resolve(values: Any) -> Config:
         checked = {k: _checked(f"{name}.{k}", v, fields[k].type) for k, v in section.items()}
         resolved[name] = type(default)(**checked)
     return Config(**resolved)
+
+
+def warnings(config: Config) -> list[str]:
+    """Return what is allowed and most likely not meant, a line each."""
+    objective = config.objective
+    low, high = _PLANNED_WEIGHT
+    weight = objective.same_recording_weight
+    if objective.preset in _SOFT_PRESETS and not low <= weight <= high:
+        return [
+            f"config.objective.same_recording_weight={weight:g} lies outside {low} to {high}, the "
+            f"range that preset {objective.preset} is meant for"
+        ]
+    return []
 
 
 def _refuse_unknown(given: dict, known: dict, prefix: str) -> None:

@@ -97,7 +97,7 @@ def test_only_the_primary_process_writes(tmp_path):
 
 def test_the_line_groups_pairs_by_weight(tmp_path):
     log = open_log(tmp_path)
-    assert log.line() == ""
+    assert "no step was logged yet" in log.line()
     values = {
         "pairs/cross_recording": 0.5,
         "pairs/same_recording": 0.25,

@@ -64,8 +64,10 @@ class MaskLog:
         return {f"train/{name}": value for name, value in self._last.items()}
 
     def line(self) -> str:
-        """Return what the last report says in one line, "" before the first."""
-        return summary_line(self._last, self._objective) if self._last else ""
+        """Return what the last report says in one line."""
+        if not self._last:
+            return "negatives: no step was logged yet; config.train.log_every_steps says how often"
+        return summary_line(self._last, self._objective)
 
     def close(self) -> None:
         if self._rows is not None:
