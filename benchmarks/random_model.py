@@ -81,6 +81,7 @@ def make_batch(base: SmolVLMConfig, rows: int, frames: int, text_tokens: int) ->
         frame_mask=np.ones((rows, frames), bool),
         clip_ids=clip_ids.astype(np.int32),
         clip_mask=np.ones(clip_ids.shape, bool),
+        caption_mask=np.zeros(clip_ids.shape, bool),
         text_ids=text_ids.astype(np.int32),
         text_mask=np.ones(text_ids.shape, bool),
         identity=make_identity(rows),

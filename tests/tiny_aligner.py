@@ -74,7 +74,14 @@ def make_aligner(config: Config, seed: int = 0):
     return bind, *trainable.split(values, config.model, config.tune)
 
 
-def make_batch(rows: int, real: int | None = None, frames: int = 2, seed: int = 0) -> Batch:
+def make_batch(
+    rows: int,
+    real: int | None = None,
+    frames: int = 2,
+    seed: int = 0,
+    *,
+    has_captions: bool = False,
+) -> Batch:
     """Return a batch of random frames and tokens; four recordings, some equal texts."""
     rng = np.random.default_rng(seed)
     real = rows if real is None else real
@@ -89,14 +96,32 @@ def make_batch(rows: int, real: int | None = None, frames: int = 2, seed: int = 
         text=np.where(index % 5 == 4, 0, index),
         real=real,
     )
-    return Batch(
+    batch = Batch(
         frames=rng.integers(0, 256, (rows, frames, 16, 16, 3)).astype(np.uint8),
         frame_mask=np.ones((rows, frames), bool),
         clip_ids=clip_ids.astype(np.int32),
         clip_mask=np.ones(clip_ids.shape, bool),
+        caption_mask=np.zeros(clip_ids.shape, bool),
         text_ids=rng.integers(6, 72, (rows, 7)).astype(np.int32),
         text_mask=np.arange(7)[None] < lengths[:, None],
         identity=identity,
+    )
+    return _captioned(batch, rng) if has_captions else batch
+
+
+def _captioned(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Return the batch with `Assistant: ` (two tokens), 2 to 5 to be predicted, and padding."""
+    rows, start = batch.clip_ids.shape
+    place = np.arange(start + 8)
+    end = start + 2 + rng.integers(2, 6, rows)
+    ids = np.zeros((rows, start + 8), np.int32)
+    ids[:, :start] = batch.clip_ids
+    caption = np.concatenate([np.full((rows, 2), 4), rng.integers(6, 72, (rows, 6))], axis=1)
+    ids[:, start:] = np.where(place[start:] < end[:, None], caption, 0)
+    return batch._replace(
+        clip_ids=ids,
+        clip_mask=np.broadcast_to(place < start, ids.shape),
+        caption_mask=(place >= start + 2) & (place < end[:, None]),
     )
 
 

@@ -49,8 +49,10 @@ class Batch(NamedTuple):
     Attributes:
       frames: uint8[B, F, H, W, 3], valid frames first.
       frame_mask: bool[B, F].
-      clip_ids: int32[B, S], the user turn that holds the video, padded on the right.
-      clip_mask: bool[B, S].
+      clip_ids: int32[B, S], the user turn that holds the video, padded on the right; where captions
+        are learnt, the assistant's turn that says the text comes directly after.
+      clip_mask: bool[B, S], of the user turn.
+      caption_mask: bool[B, S], the tokens of `clip_ids` to be predicted: text and end of a caption.
       text_ids: int32[B, T], the user turn that holds the text, padded on the right.
       text_mask: bool[B, T].
       identity: see `Identity`.
@@ -60,6 +62,7 @@ class Batch(NamedTuple):
     frame_mask: Array
     clip_ids: Array
     clip_mask: Array
+    caption_mask: Array
     text_ids: Array
     text_mask: Array
     identity: Identity

@@ -77,6 +77,33 @@ def test_a_limit_below_the_turn_itself_is_refused(tokens):
         tokens.encode_text("attach the wheel", 3)
 
 
+def test_a_caption_predicts_its_text_and_its_end_but_not_who_speaks(tokens):
+    ids, is_predicted = tokens.encode_caption("attach the red wheel")
+    assert ids.dtype == np.int32
+    first = int(np.argmax(is_predicted))
+    assert is_predicted.tolist() == [False] * first + [True] * (len(ids) - first)
+    assert 0 < first < len(ids) - 1
+    said = tokens.encode_text("attach the red wheel")
+    assert ids[-1] == said[-2]  # <end_of_utterance>, without the newline after it
+
+
+def test_truncation_cuts_a_caption_and_keeps_its_end(tokens):
+    whole, _ = tokens.encode_caption("attach the red wheel to the new chassis")
+    cut, is_predicted = tokens.encode_caption("attach the red wheel to the new chassis", 6)
+    assert len(cut) == len(is_predicted) == 6 < len(whole)
+    np.testing.assert_array_equal(cut[:5], whole[:5])
+    assert cut[-1] == whole[-1]
+    assert is_predicted[-1]
+    for limit in (None, len(whole)):
+        again, _ = tokens.encode_caption("attach the red wheel to the new chassis", limit)
+        np.testing.assert_array_equal(again, whole)
+
+
+def test_a_limit_below_a_captions_turn_is_refused(tokens):
+    with pytest.raises(ValueError, match="a turn alone takes"):
+        tokens.encode_caption("attach the wheel", 1)
+
+
 def test_the_tokenizer_travels_to_worker_processes(tokens):
     copy = pickle.loads(pickle.dumps(tokens))
     np.testing.assert_array_equal(copy.encode_clip([0.5], 4.0), tokens.encode_clip([0.5], 4.0))

@@ -48,9 +48,9 @@ def both(request, tmp_path_factory):
     return ours, theirs
 
 
-def _processor_ids(processor, frame_times, window_seconds):
-    conversation = [{"role": "user", "content": [{"type": "video"}]}]
-    text = processor.apply_chat_template(conversation)
+def _processor_ids(processor, frame_times, window_seconds, *turns, generates=False):
+    conversation = [{"role": "user", "content": [{"type": "video"}]}, *turns]
+    text = processor.apply_chat_template(conversation, add_generation_prompt=generates)
     rate = 1000  # frames are then counted in milliseconds
     metadata = {
         "fps": rate,
@@ -101,3 +101,22 @@ def test_every_frame_has_as_many_image_tokens_as_features(both):
     assert (ids == theirs.image_token_id).sum() == 3 * ours.tokens_per_frame
     assert ours.tokens_per_frame == theirs.image_seq_len
     assert ours.pad_id == theirs.tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize("text", ["attach wheel to chassis", "3 Öl: naïve\n(2nd) ", "a", "  b"])
+def test_a_caption_after_its_clip_is_the_template_of_a_clip_and_an_answer(both, text):
+    ours, theirs = both
+    clip = ours.encode_clip(*CLIPS["eight-in-four-seconds"])
+    caption, is_predicted = ours.encode_caption(text)
+    answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+    expected = _processor_ids(theirs, *CLIPS["eight-in-four-seconds"], answer)
+    newline = len(theirs.tokenizer("\n")["input_ids"])
+    np.testing.assert_array_equal(np.concatenate([clip, caption]), expected[:-newline])
+
+    prompt = _processor_ids(theirs, *CLIPS["eight-in-four-seconds"], generates=True)
+    np.testing.assert_array_equal(expected[: len(prompt)], prompt)  # what generation starts from
+    predicted = theirs.tokenizer.decode(caption[is_predicted])
+    assert predicted.lstrip() == f"{text}<end_of_utterance>".lstrip()
+    said_before = theirs.tokenizer.decode(caption[~is_predicted])
+    assert said_before.strip() == "Assistant:"
+    assert theirs.image_token_id not in caption

@@ -143,6 +143,10 @@ class FakeTokenizer:
     def encode_text(self, text, max_tokens):
         return np.array([*(ord(c) for c in text[: max_tokens - 1]), 1], np.int32)
 
+    def encode_caption(self, text, max_tokens):
+        ids = np.array([2, *(ord(c) for c in text[: max_tokens - 2]), 1], np.int32)
+        return ids, ids != 2
+
     def max_clip_tokens(self, frames, window_seconds):
         return frames + 3
 

@@ -17,6 +17,7 @@ from vtalign_jax.interop.base_files import read_json
 from vtalign_jax.models.configuration import SmolVLMConfig
 
 _TURN_START = "<|im_start|>User: "
+_REPLY_START = "Assistant: "  # after another turn
 _VIDEO_INTRO = (
     "You are provided the following series of {frames} frames from a {duration} [H:MM:SS] video.\n"
 )
@@ -123,6 +124,34 @@ class ClipTokenizer:
         if max_tokens < len(start) + len(end):
             raise ValueError(f"a turn alone takes {len(start) + len(end)} tokens, not {max_tokens}")
         return np.concatenate([ids[: max_tokens - len(end)], end])
+
+    def encode_caption(
+        self, text: str, max_tokens: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the assistant's turn that follows a clip's and says a text.
+
+        It ends with the token that ends a turn: nothing looks at the newline after it.
+
+        Args:
+          text: what the clip shows.
+          max_tokens: longest result; the text is cut, never the end. None for no limit.
+
+        Returns:
+          int32[n], and bool[n], True at what is to be predicted: the text and the end. (The space
+          before the text is predicted where the tokenizer joins it to the first word.)
+
+        Raises:
+          ValueError: `max_tokens` leaves no room for the turn itself.
+        """
+        encoding = self._tokenizer.encode(f"{_REPLY_START}{text}", add_special_tokens=False)
+        is_text = [end > len(_REPLY_START) for _, end in encoding.offsets]
+        end = self._encode(self._names["end_of_utterance_token"], is_start=False)
+        least = is_text.count(False) + len(end)
+        room = len(is_text) if max_tokens is None else max_tokens - len(end)
+        if max_tokens is not None and max_tokens < least:
+            raise ValueError(f"a turn alone takes {least} tokens, not {max_tokens}")
+        ids = np.concatenate([np.asarray(encoding.ids[:room], np.int32), end])
+        return ids, np.array(is_text[:room] + [True] * len(end))
 
     def max_clip_tokens(self, frames: int, window_seconds: float) -> int:
         """Return the length of the longest clip turn (`S`).

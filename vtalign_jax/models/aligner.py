@@ -1,5 +1,7 @@
 """Clip and text embeddings: the base model, pooling, projection head and temperature."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +13,20 @@ from vtalign_jax.models.smolvlm import SmolVLM
 
 MIN_TEMPERATURE = 0.01  # 1 / tau <= 100, as CLIP (Radford et al., 2021) clips it
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5  # Hugging Face IMAGENET_STANDARD_*, of every SmolVLM processor
+
+
+class Captions(NamedTuple):
+    """What the base says after each clip, where it is to say the caption; C positions a row.
+
+    Attributes:
+      hidden: float[B, C, D], hidden states whose next token is to be predicted.
+      tokens: int32[B, C], those next tokens.
+      mask: bool[B, C].
+    """
+
+    hidden: jax.Array
+    tokens: jax.Array
+    mask: jax.Array
 
 
 class ProjectionHead(nnx.Module):
@@ -121,15 +137,57 @@ class AlignerModel(nnx.Module):
         Returns:
           float32[B, D].
         """
+        hidden = self._clip_states(clip_ids, clip_mask, frames, dropout_keys, prefix, depth)
+        return pool(hidden, clip_mask, self.pooling)
+
+    def captioned_clips(
+        self,
+        clip_ids: jax.Array,
+        clip_mask: jax.Array,
+        caption_mask: jax.Array,
+        frames: jax.Array | None,
+        most_tokens: int,
+        dropout_keys: jax.Array | None = None,
+        *,
+        prefix: jax.Array | None = None,
+        depth: str = "tower",
+    ) -> tuple[jax.Array, Captions]:
+        """Return what `pooled_clips` does, and the states of the captions, in the same pass.
+
+        Attention is causal, so that the captions change nothing in the clips' turns.
+
+        Args:
+          clip_ids: int32[B, S], clip turns with the captions after them.
+          clip_mask: bool[B, S], the clip turns.
+          caption_mask: bool[B, S], the tokens to be predicted; in a row without any, no caption.
+          frames: see `pooled_clips`.
+          most_tokens: C, the most tokens of a caption that are predicted.
+          dropout_keys: see `pooled_clips`.
+          prefix: `clip_prefix` of the clips, with `attended(clip_mask, caption_mask)` for mask.
+          depth: of the prefix.
+        """
+        token_mask = attended(clip_mask, caption_mask)
+        hidden = self._clip_states(clip_ids, token_mask, frames, dropout_keys, prefix, depth)
+        captions = caption_states(hidden, clip_ids, caption_mask, most_tokens)
+        return pool(hidden, clip_mask, self.pooling), captions
+
+    def _clip_states(
+        self,
+        clip_ids: jax.Array,
+        token_mask: jax.Array,
+        frames: jax.Array | None,
+        dropout_keys: jax.Array | None,
+        prefix: jax.Array | None,
+        depth: str,
+    ) -> jax.Array:
+        """Return the hidden states of clips: float[B, S, D]."""
         if prefix is None:
             given = {"frames": normalise(frames)}
         elif depth == "tower":
             given = {"patches": prefix}
         else:
-            hidden = self.base.upper_states(prefix, clip_mask, dropout_keys)
-            return pool(hidden, clip_mask, self.pooling)
-        hidden = self.base.hidden_states(clip_ids, clip_mask, **given, dropout_keys=dropout_keys)
-        return pool(hidden, clip_mask, self.pooling)
+            return self.base.upper_states(prefix, token_mask, dropout_keys)
+        return self.base.hidden_states(clip_ids, token_mask, **given, dropout_keys=dropout_keys)
 
     def text_prefix(self, text_ids: jax.Array, text_mask: jax.Array) -> jax.Array:
         """Return what enters the blocks with adapters: int32[B, T] -> float[B, T, D]."""
@@ -173,6 +231,36 @@ class AlignerModel(nnx.Module):
 def normalise(frames: jax.Array) -> jax.Array:
     """Return uint8[..., H, W, 3] as Hugging Face's `pixel_values`: float32 in [-1, 1]."""
     return (frames.astype(jnp.float32) / 255.0 - PIXEL_MEAN) / PIXEL_STD
+
+
+def attended(clip_mask: jax.Array, caption_mask: jax.Array) -> jax.Array:
+    """Return bool[B, S]: all up to the last token of a clip's turn, or of the caption after it."""
+    length = clip_mask.shape[1]
+    last = length - 1 - jnp.argmax((clip_mask | caption_mask)[:, ::-1], axis=1)  # [B]
+    return jnp.arange(length) <= last[:, None]
+
+
+def caption_states(
+    hidden: jax.Array, ids: jax.Array, caption_mask: jax.Array, most_tokens: int
+) -> Captions:
+    """Return the states from which the tokens of `caption_mask` are predicted.
+
+    Args:
+      hidden: float[B, S, D], after the last norm.
+      ids: int32[B, S].
+      caption_mask: bool[B, S]; in each row one run of at most `most_tokens`, not at its start.
+      most_tokens: C.
+    """
+    first = jnp.argmax(caption_mask, axis=1)
+    places = jnp.minimum(first[:, None] + jnp.arange(most_tokens), ids.shape[1] - 1)  # [B, C]
+    is_caption = jnp.take_along_axis(caption_mask, places, axis=1)
+    is_caption &= jnp.arange(most_tokens) < ids.shape[1] - first[:, None]  # the last one only once
+    before = jnp.maximum(places - 1, 0)
+    return Captions(
+        jnp.take_along_axis(hidden, before[..., None], axis=1),
+        jnp.take_along_axis(ids, places, axis=1),
+        is_caption,
+    )
 
 
 def pool(hidden: jax.Array, token_mask: jax.Array, pooling: str) -> jax.Array:

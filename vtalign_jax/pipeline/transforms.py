@@ -38,6 +38,8 @@ class Tokenizer(Protocol):
 
     def encode_text(self, text: str, max_tokens: int | None) -> np.ndarray: ...
 
+    def encode_caption(self, text: str, max_tokens: int) -> tuple[np.ndarray, np.ndarray]: ...
+
     def max_clip_tokens(self, frames: int, window_seconds: float) -> int: ...
 
 
@@ -48,6 +50,7 @@ class Row(NamedTuple):
     frame_mask: Array
     clip_ids: Array
     clip_mask: Array
+    caption_mask: Array
     text_ids: Array
     text_mask: Array
 
@@ -71,7 +74,8 @@ class RowMaker:
           tokenizer: the model's.
           config: of the run.
           clip_cache: keeps decoded clips.
-          train: whether frames jitter and parent texts come at random, as configured.
+          train: whether frames jitter, parent texts come at random and captions follow the clips,
+            as configured.
 
         Raises:
           UserError: stored frames smaller than the model's, or fewer a clip, no room for a text,
@@ -80,8 +84,11 @@ class RowMaker:
         data = config.data
         _check_frames(split, tokenizer.image_size, data.frames)
         with_parent(data.parent_text, "parent", "name")
+        self._has_captions = train and config.objective.caption_weight > 0
         try:
             tokenizer.encode_text("", data.max_text_tokens)
+            if self._has_captions:
+                tokenizer.encode_caption("", data.max_text_tokens)
         except ValueError as error:
             raise UserError(f"config.data.max_text_tokens is too small: {error}") from error
         self._split = split
@@ -91,6 +98,7 @@ class RowMaker:
         self._jitter = train and data.jitter
         self._text_tokens = data.max_text_tokens
         self._clip_tokens = tokenizer.max_clip_tokens(data.frames, split.longest_window_seconds)
+        self._clip_tokens += data.max_text_tokens * self._has_captions
         self._seed = config.train.seed
         self._template = data.parent_text
         self._parent_text_probability = (
@@ -99,7 +107,7 @@ class RowMaker:
         self._memoise()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_clip_row": None, "_text_row": None}
+        return {**self.__dict__, "_clip_row": None, "_text_row": None, "_caption": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -109,6 +117,7 @@ class RowMaker:
         """Prompts repeat: few patterns of whole seconds, and the same texts every epoch."""
         self._clip_row = functools.lru_cache(4096)(self._tokenised_clip)
         self._text_row = functools.lru_cache(65536)(self._tokenised_text)
+        self._caption = functools.lru_cache(65536)(self._tokenised_caption)
 
     def __call__(self, epoch: int, index: int) -> Row:
         """Return the row of a record, or a padding row for `PADDING`.
@@ -126,11 +135,12 @@ class RowMaker:
             [clip.numbers[place] for place in chosen], clip.window_seconds, clip.sampled_frames
         )
         missing = self._frames - len(chosen)
+        text = self._text(clip, epoch, index)
         return Row(
             [clip.frames[place] for place in chosen] + [self._no_frame] * missing,
             np.arange(self._frames) < len(chosen),
-            *self._clip_row(seconds, clip.window_seconds),
-            *self._text_row(self._text(clip, epoch, index)),
+            *self._captioned(*self._clip_row(seconds, clip.window_seconds), text),
+            *self._text_row(text),
         )
 
     @functools.cached_property
@@ -139,14 +149,25 @@ class RowMaker:
         return np.zeros((edge, edge, 3), np.uint8)
 
     @functools.cached_property
+    def _no_caption(self) -> np.ndarray:
+        return np.zeros(self._clip_tokens, bool)
+
+    @functools.cached_property
     def _padding(self) -> Row:
         """A row of zeros; its token masks keep one position, so that no softmax sees none."""
         empty = np.zeros(0, np.int32)
         clip_ids, clip_mask = _padded(empty, self._clip_tokens, self._tokenizer.pad_id)
         text_ids, text_mask = _padded(empty, self._text_tokens, self._tokenizer.pad_id)
         clip_mask[0] = text_mask[0] = True
-        frames = [self._no_frame] * self._frames
-        return Row(frames, np.zeros(self._frames, bool), clip_ids, clip_mask, text_ids, text_mask)
+        return Row(
+            [self._no_frame] * self._frames,
+            np.zeros(self._frames, bool),
+            clip_ids,
+            clip_mask,
+            self._no_caption,
+            text_ids,
+            text_mask,
+        )
 
     def _clip(self, index: int) -> DecodedClip:
         """Return the clip with every frame that some epoch shows: all, or those always chosen."""
@@ -185,6 +206,21 @@ class RowMaker:
     ) -> tuple[np.ndarray, np.ndarray]:
         ids = self._tokenizer.encode_clip(list(seconds), window_seconds)
         return _padded(ids, self._clip_tokens, self._tokenizer.pad_id)
+
+    def _captioned(
+        self, clip_ids: np.ndarray, clip_mask: np.ndarray, text: str
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the ids with the caption after the clip's turn, the turn's mask, the caption's."""
+        if not self._has_captions:
+            return clip_ids, clip_mask, self._no_caption
+        ids, is_predicted = self._caption(text)
+        place = slice(clip_mask.sum(), clip_mask.sum() + len(ids))
+        clip_ids, caption_mask = clip_ids.copy(), self._no_caption.copy()
+        clip_ids[place], caption_mask[place] = ids, is_predicted
+        return clip_ids, clip_mask, caption_mask
+
+    def _tokenised_caption(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        return self._tokenizer.encode_caption(text, self._text_tokens)
 
     def _tokenised_text(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         ids = self._tokenizer.encode_text(text, self._text_tokens)
