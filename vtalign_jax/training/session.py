@@ -1,11 +1,11 @@
 """What a run keeps in its workdir (checkpoints, metrics, early stop) and goes on from."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from vtalign_jax.config import Config, to_dict
+from vtalign_jax.config import Config, TrainConfig, to_dict
 from vtalign_jax.errors import UserError
 from vtalign_jax.training import manifest
 from vtalign_jax.training.checkpoint import (
@@ -18,6 +18,45 @@ from vtalign_jax.training.checkpoint import (
 from vtalign_jax.training.early_stop import EarlyStop
 from vtalign_jax.training.metrics import MetricsWriter, Progress
 from vtalign_jax.training.state import TrainState
+
+
+class Standing(NamedTuple):
+    """How far a run has come.
+
+    Attributes:
+      step: steps done.
+      early: the early stop's state after them.
+    """
+
+    step: int
+    early: EarlyStop
+
+
+def find_standing(
+    workdir: str, config: Config, fingerprints: manifest.Fingerprints
+) -> Standing | None:
+    """Return how far the newest checkpoint of a workdir has come, None before the first.
+
+    Raises:
+      UserError: the checkpoint belongs to a run with another configuration, base or dataset.
+    """
+    # Without Orbax's manager: its threads would trip over the exit that a refusal is.
+    newest = max(finished_steps(f"{workdir}/{FOLDER}"), default=None)
+    if newest is None:
+        return None
+    extra = read_extra(f"{workdir}/{FOLDER}/{newest}")
+    manifest.check_resume(extra, config, fingerprints, workdir)
+    return Standing(newest, EarlyStop.from_json(extra["early_stop"]))
+
+
+def is_over(standing: Standing, train: TrainConfig, epoch_steps: int) -> bool:
+    """Return whether a run has ended there, by its last epoch or by the early stop."""
+    if standing.step >= epoch_steps * train.epochs:
+        return True
+    is_stopped = standing.early.is_over(
+        standing.step // epoch_steps, min_epochs=train.min_epochs, patience=train.patience
+    )
+    return is_stopped and standing.step % (epoch_steps * train.eval_every_epochs) == 0
 
 
 class Session:
@@ -72,15 +111,12 @@ class Session:
 
     def _resume_or_begin(self) -> None:
         """Take up the newest checkpoint's bookkeeping, or write the new run's configuration."""
-        # Without Orbax's manager: its threads would trip over the exit that a refusal is.
-        newest = max(finished_steps(f"{self._workdir}/{FOLDER}"), default=None)
-        if newest is None:
+        found = find_standing(self._workdir, self._config, self._fingerprints)
+        if found is None:
             manifest.write_config(self._workdir, self._config)
             return
-        extra = read_extra(f"{self._workdir}/{FOLDER}/{newest}")
-        manifest.check_resume(extra, self._config, self._fingerprints, self._workdir)
-        self.early = EarlyStop.from_json(extra["early_stop"])
-        self.step, self.is_resumed = newest, True
+        self.step, self.early = found
+        self.is_resumed = True
 
     def start(self, state: TrainState, **facts: Any) -> TrainState:
         """Return the state to go on from: the newest checkpoint's, or the one given.
@@ -185,15 +221,8 @@ class Session:
         self._checkpoints.save(done, state, extra, metrics)
 
     def is_over(self, done: int) -> bool:
-        """Return whether the run has ended, by its last epoch or by the early stop."""
-        if done >= self.total_steps:
-            return True
-        train = self._config.train
-        epochs = done // self._epoch_steps
-        is_stopped = self.early.is_over(
-            epochs, min_epochs=train.min_epochs, patience=train.patience
-        )
-        return is_stopped and self.is_evaluation_due(done)
+        """Return whether the run has ended after this many steps, see `is_over`."""
+        return is_over(Standing(done, self.early), self._config.train, self._epoch_steps)
 
     def summary(self) -> str:
         """Return how the closed run stands and the command that comes next."""
