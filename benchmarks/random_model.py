@@ -65,6 +65,7 @@ def make_identity(rows: int) -> Identity:
         text=index,
         window=spans,
         span=spans,
+        signature=np.zeros((rows, 0), np.float32),
     )
 
 

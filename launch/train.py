@@ -12,17 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 from absl import flags
 from ml_collections import config_flags
 
 from vtalign_jax import commandline, sharding
 from vtalign_jax.config import Config, resolve, warnings
-from vtalign_jax.evaluation.embed import Evaluator
+from vtalign_jax.evaluation.embed import Evaluator, Parameters
 from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.objectives.mask_report import make_mask_report
-from vtalign_jax.pipeline.dataset import check_leakage, open_split
+from vtalign_jax.objectives.negatives import compares_texts
+from vtalign_jax.pipeline.dataset import ClipSplit, check_leakage, open_split
 from vtalign_jax.pipeline.loader import make_loader, train_order
 from vtalign_jax.pipeline.mixture import describe, epoch_counts
 from vtalign_jax.training import manifest, optim, trainable
@@ -30,6 +32,7 @@ from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.grad_cache import StreamedStep
 from vtalign_jax.training.mask_log import MaskLog
 from vtalign_jax.training.session import Session
+from vtalign_jax.training.signatures import make_text_embedder, record_signatures
 from vtalign_jax.training.state import init_state
 from vtalign_jax.training.step import Bind, make_train_step
 
@@ -103,6 +106,7 @@ def main() -> None:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         train=True,
+        signature=_signature(train_split, tokenizer, model.bind, params, frozen, config, mesh),
     )
     if not session.is_over(session.step):
         _say("compiling the training step")
@@ -146,6 +150,22 @@ def _make_step(
         return StreamedStep(bind, optimizer, learning_rate, config, mesh, _say)
     step = make_train_step(bind, optimizer, learning_rate, config, mesh)
     return lambda state, frozen, batch: step(state, frozen, sharding.to_devices(batch, mesh))
+
+
+def _signature(
+    split: ClipSplit,
+    tokenizer: ClipTokenizer,
+    bind: Bind,
+    params: Parameters,
+    frozen: Parameters,
+    config: Config,
+    mesh: jax.sharding.Mesh,
+) -> np.ndarray | None:
+    """Return the signature of each record's text, float32[N, G]; None if none is asked for."""
+    if not compares_texts(config.objective):
+        return None
+    embed_texts = make_text_embedder(bind, params, frozen, tokenizer, config, mesh, _say)
+    return record_signatures(split, embed_texts)
 
 
 def _catch_sigterm() -> Callable[[], bool]:

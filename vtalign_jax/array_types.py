@@ -2,8 +2,8 @@
 
 Axes: `B` pairs, `F` frames, `H`/`W` pixels, `P` patches, `Q` tokens a frame, `T` text tokens,
 `S` clip (merged) sequence, `D` text width, `V` vision width, `N` heads, `K` kv heads, `H` head
-size, `E` embedding, `R` LoRA rank, `L` stacked layers, `A` ancestors. In every `*_mask`, True is
-real.
+size, `E` embedding, `R` LoRA rank, `L` stacked layers, `A` ancestors, `G` a text's
+signature. In every `*_mask`, True is real.
 """
 
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ class Identity(NamedTuple):
       text: int32[B], the normalised text (`text_key`).
       window: float32[B, 2], seconds, start and end of the sampled window.
       span: float32[B, 2], seconds, start and end of the annotated node.
+      signature: float32[B, G], of the text, see `training.signatures`; G is 0 unless similar texts
+        are compared, and then nothing is carried.
     """
 
     row_mask: Array
@@ -41,6 +43,7 @@ class Identity(NamedTuple):
     text: Array
     window: Array
     span: Array
+    signature: Array
 
 
 class Batch(NamedTuple):

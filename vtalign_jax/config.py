@@ -70,6 +70,7 @@ class ObjectiveConfig:
     neighbour_radius: int = 1  # |order difference| up to which a node is a neighbour
     itm_weight: float = 0.0  # of the matching loss; 0 leaves it and its head out
     caption_weight: float = 0.0  # of the caption loss; 0 leaves it and its tokens out
+    similar_text_threshold: float = 0.0  # cosine from which unequal texts are similar; 0: never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +159,7 @@ _RANGES = {  # field: lowest and highest value allowed, both included
     "objective.neighbour_radius": (0, 10**6),
     "objective.itm_weight": (0.0, 1e6),
     "objective.caption_weight": (0.0, 1e6),
+    "objective.similar_text_threshold": (0.0, 1.0),
     "optim.learning_rate": (0.0, _INF),
     "optim.warmup_fraction": (0.0, 1.0),
     "optim.weight_decay": (0.0, _INF),
@@ -218,15 +220,21 @@ def resolve(values: Any) -> Config:
 
 def warnings(config: Config) -> list[str]:
     """Return what is allowed and most likely not meant, a line each."""
-    objective = config.objective
+    objective, found = config.objective, []
+    is_soft = objective.preset in _SOFT_PRESETS
     low, high = _PLANNED_WEIGHT
     weight = objective.same_recording_weight
-    if objective.preset in _SOFT_PRESETS and not low <= weight <= high:
-        return [
+    if is_soft and not low <= weight <= high:
+        found.append(
             f"config.objective.same_recording_weight={weight:g} lies outside {low} to {high}, the "
             f"range that preset {objective.preset} is meant for"
-        ]
-    return []
+        )
+    if objective.similar_text_threshold and not (is_soft and objective.same_text != "negative"):
+        found.append(
+            f"config.objective.similar_text_threshold changes nothing with preset "
+            f"{objective.preset} and same_text {objective.same_text}"
+        )
+    return found
 
 
 def _refuse_unknown(given: dict, known: dict, prefix: str) -> None:

@@ -28,7 +28,8 @@ def make_identity(recording, *, real: int | None = None, **fields) -> Identity:
         "text": index,
         "window": windows,
         "span": windows,
+        "signature": np.zeros((rows, 0)),
     }
     merged = defaults | fields | {"recording": recording}
-    dtypes = {"row_mask": bool, "window": np.float32, "span": np.float32}
+    dtypes = {"row_mask": bool} | dict.fromkeys(("window", "span", "signature"), np.float32)
     return Identity(**{k: np.asarray(v, dtypes.get(k, np.int32)) for k, v in merged.items()})

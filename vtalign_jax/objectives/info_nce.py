@@ -260,4 +260,4 @@ def chunked(x: jax.Array, size: int) -> jax.Array:
     """Return [K, size, ...] for [B, ...], filled up with zeros (False in a mask)."""
     missing = -x.shape[0] % size
     filled = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-    return filled.reshape(-1, size, *x.shape[1:])
+    return filled.reshape(len(filled) // size, size, *x.shape[1:])  # an array may be empty

@@ -43,6 +43,16 @@ def same_text_policy(objective: ObjectiveConfig) -> str:
     return preset if objective.same_text == "preset" else objective.same_text
 
 
+def compares_texts(objective: ObjectiveConfig) -> bool:
+    """Return whether unequal texts may be similar, so that signatures are needed.
+
+    Not where equal texts are negatives too, nor where every pair weighs 1.
+    """
+    weight = PRESETS[objective.preset][0][CLASSES.index("similar_text")]
+    is_wanted = objective.similar_text_threshold > 0
+    return is_wanted and weight == 0 and same_text_policy(objective) != "negative"
+
+
 def class_weights(objective: ObjectiveConfig) -> np.ndarray:
     """Return the weight of each class of `CLASSES`: float32[len(CLASSES)].
 
@@ -118,6 +128,9 @@ def _conditions(
         "ancestor": _is_ancestor(rows, columns) | _is_ancestor(columns, rows).T,
         "overlap": same_recording & (starts < ends),
     }
+    if compares_texts(objective):
+        cosine = _cosine(rows.signature, columns.signature)
+        fits["similar_text"] = cosine >= objective.similar_text_threshold
     if same_text_policy(objective) != "negative":
         fits["same_text"] = equal("text")
     fits["positive"] = equal("record")
@@ -129,3 +142,10 @@ def _is_ancestor(rows: Identity, columns: Identity) -> jax.Array:
     """Return bool[Br, Bc]: the column's node is among the row's ancestors."""
     hits = rows.ancestors[:, None, :] == columns.node[None, :, None]  # [Br, Bc, A]
     return jnp.any(hits & (rows.ancestors[:, None, :] >= 0), axis=-1)
+
+
+def _cosine(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Return the products of signatures float32[Br, G] and float32[Bc, G]: float32[Br, Bc]."""
+    if not rows.shape[-1]:
+        raise ValueError("similar_text_threshold is set, but the rows have no signatures")
+    return jnp.einsum("RG,CG->RC", rows, columns, precision=jax.lax.Precision.HIGHEST)

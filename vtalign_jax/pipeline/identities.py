@@ -53,6 +53,7 @@ def make_identity(table: pa.Table, where: str) -> Identity:
         text=dense(_column(table, "text_key")),
         window=_interval(table, "window_start", "window_end"),
         span=_interval(table, "node_start", "node_end"),
+        signature=np.zeros((count, 0), np.float32),
     )
 
 

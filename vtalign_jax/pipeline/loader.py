@@ -43,6 +43,7 @@ def make_loader(
     process_index: int,
     process_count: int,
     train: bool,
+    signature: np.ndarray | None = None,
 ) -> "Batches":
     """Return an iterator over this process's slice of consecutive batches.
 
@@ -57,6 +58,7 @@ def make_loader(
       train: True: `train.contrastive_batch` pairs in the order of `BatchOrder`, with jitter and
         random parent texts as configured. False: `train.eval_batch` pairs in the order of the
         records, always the same frames and texts.
+      signature: float32[N, G], of each record's text, to be put into the identity; None for none.
 
     Yields:
       (step, batch), the batch with static shapes. Its `close()` ends threads and workers early.
@@ -76,6 +78,8 @@ def make_loader(
     chunks = _Chunks(order, start_step, num_steps, process_index * local, local, workers)
     rows = _read_rows(chunks, row_maker, data.prefetch_batches)
     identity = split.identity if train else evaluation_identity(split, data)
+    if signature is not None:
+        identity = identity._replace(signature=signature)
     return Batches(rows, identity, chunks)
 
 

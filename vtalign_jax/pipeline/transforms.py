@@ -156,8 +156,8 @@ class RowMaker:
     def _padding(self) -> Row:
         """A row of zeros; its token masks keep one position, so that no softmax sees none."""
         empty = np.zeros(0, np.int32)
-        clip_ids, clip_mask = _padded(empty, self._clip_tokens, self._tokenizer.pad_id)
-        text_ids, text_mask = _padded(empty, self._text_tokens, self._tokenizer.pad_id)
+        clip_ids, clip_mask = padded(empty, self._clip_tokens, self._tokenizer.pad_id)
+        text_ids, text_mask = padded(empty, self._text_tokens, self._tokenizer.pad_id)
         clip_mask[0] = text_mask[0] = True
         return Row(
             [self._no_frame] * self._frames,
@@ -205,7 +205,7 @@ class RowMaker:
         self, seconds: tuple[int, ...], window_seconds: float
     ) -> tuple[np.ndarray, np.ndarray]:
         ids = self._tokenizer.encode_clip(list(seconds), window_seconds)
-        return _padded(ids, self._clip_tokens, self._tokenizer.pad_id)
+        return padded(ids, self._clip_tokens, self._tokenizer.pad_id)
 
     def _captioned(
         self, clip_ids: np.ndarray, clip_mask: np.ndarray, text: str
@@ -224,7 +224,7 @@ class RowMaker:
 
     def _tokenised_text(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         ids = self._tokenizer.encode_text(text, self._text_tokens)
-        return _padded(ids, self._text_tokens, self._tokenizer.pad_id)
+        return padded(ids, self._text_tokens, self._tokenizer.pad_id)
 
 
 def decode_clip(
@@ -293,7 +293,7 @@ def _check_frames(split: ClipSplit, edge: int, frames: int) -> None:
             )
 
 
-def _padded(ids: np.ndarray, length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def padded(ids: np.ndarray, length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Return int32[length] ids, padded on the right, and bool[length], True for the real ones."""
     if len(ids) > length:
         raise ValueError(f"{len(ids)} tokens do not fit into {length}")

@@ -222,7 +222,7 @@ class StreamedStep:
 
         def joined(parts: list) -> Any:
             return jax.tree.map(
-                lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *parts
+                lambda *x: jnp.stack(x, axis=1).reshape(len(x) * len(x[0]), *x[0].shape[1:]), *parts
             )
 
         identity = joined(identities)
@@ -262,7 +262,8 @@ class StreamedStep:
             return jax.grad(inner)(params)
 
         split = jax.tree.map(
-            lambda x: x.reshape(devices, -1, *x.shape[1:]), (batch, prefixes, slope, keys)
+            lambda x: x.reshape(devices, len(x) // devices, *x.shape[1:]),
+            (batch, prefixes, slope, keys),
         )
         return jax.tree.map(jnp.add, gradient, jax.vmap(of_device)(split))
 
