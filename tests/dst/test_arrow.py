@@ -202,6 +202,25 @@ def test_a_field_that_is_too_long_is_refused_before_it_is_copied(tmp_path, kind,
     assert len(taken) == 300
 
 
+@pytest.mark.parametrize("offset", [2**31 - 1, -5, 1])
+def test_rows_whose_place_in_the_file_is_damaged_are_faults_and_do_not_end_the_process(
+    tmp_path, offset
+):
+    path = tmp_path / "v.arrow"
+    row = base64.b64encode(_jpeg(0)).decode()
+    _write_rows(path, [row] * 5, pa.string())
+    whole = path.read_bytes()
+    places = [np.int32(n * len(row)).tobytes() for n in range(6)]
+    damaged = [*places[:2], np.int32(offset).tobytes(), *places[3:]]
+    assert whole.count(b"".join(places)) == 1
+    path.write_bytes(whole.replace(b"".join(places), b"".join(damaged)))
+    found = dict(_ask(ArrowFrames(str(path), 30.0), [0.1, 0.6, 1.1, 1.6]))
+    assert (found[0.1], found[1.6]) == (0, 0)
+    for time in (0.6, 1.1):
+        assert isinstance(found[time], FrameFault)
+        assert found[time].reason == "damaged picture"
+
+
 def test_a_row_that_is_not_base64_is_a_fault_and_its_neighbours_are_fine(tmp_path):
     path = tmp_path / "v.arrow"
     rows = [base64.b64encode(_jpeg(0)).decode(), "*no base64*", None]

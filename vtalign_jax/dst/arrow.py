@@ -9,6 +9,7 @@ one row's time.
 
 import base64
 import binascii
+import bisect
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -102,10 +103,12 @@ class ArrowFrames:
             yield time, picture
 
     def _picture(self, row: int) -> bytes | FrameFault:
-        batch = next(n for n in reversed(range(len(self._starts))) if self._starts[n] <= row)
-        value = self._columns[batch][row - self._starts[batch]].as_buffer()  # uncopied
-        size = value.size if value else 0
+        batch = bisect.bisect_right(self._starts, row) - 1
         try:
+            cell = self._columns[batch].slice(row - self._starts[batch], 1)
+            cell.validate()  # Arrow follows damaged offsets out of the file, and the process dies
+            value = cell[0].as_buffer()  # uncopied
+            size = value.size if value else 0
             if not size:
                 raise ValueError("empty")
             if size > (_BASE64_GROWTH * MAX_BYTES if self._is_text else MAX_BYTES):
