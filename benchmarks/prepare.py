@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -137,4 +136,13 @@ def render_alone(settings: dict[str, Any]) -> None:
     """Render a plan job by job as a worker does, and print the peak memory of it in MiB."""
     for job in itertools.chain.from_iterable(make_plan(Settings(**settings)).jobs.values()):
         render(job)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(_peak_kib() // 1024)
+
+
+def _peak_kib() -> int:
+    """Return the largest resident set of this process so far, in KiB.
+
+    `getrusage` would also count what the process that started this one held at that moment.
+    """
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
