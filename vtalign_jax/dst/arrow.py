@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-from etils import epath
 
 from vtalign_jax.dst.faults import EPSILON, FrameError, FrameFault
 from vtalign_jax.dst.images import MAX_BYTES
+from vtalign_jax.dst.mapped import open_mapped
 
 _COLUMNS = ("frame", "image")
 _TEXT = (pa.types.is_string, pa.types.is_large_string)  # base64
@@ -51,7 +51,7 @@ class ArrowFrames:
         self._seconds = step / source_fps
         self._damage = ""
         try:
-            self._file = _open_file(path)
+            self._file = open_mapped(path)
             self._columns, self._starts = self._read_batches(pa.ipc.open_stream(self._file))
         except (pa.ArrowException, OSError) as error:
             raise FrameError("unreadable Arrow file", f"{path}: {error}") from None
@@ -116,9 +116,3 @@ class ArrowFrames:
             return base64.b64decode(value, validate=True) if self._is_text else value.to_pybytes()
         except (binascii.Error, ValueError) as error:
             return FrameFault("damaged picture", f"{self._path} row {row}: {error}")
-
-
-def _open_file(path: str) -> Any:
-    if "://" in path:
-        return pa.PythonFile(epath.Path(path).open("rb"), mode="r")
-    return pa.memory_map(path)

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 from etils import epath
 
+from vtalign_jax.dst.mapped import open_mapped
 from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.records import SCHEMA, Job, Rendered, render
 
@@ -93,9 +94,7 @@ def _write(rendered: Rendered, path: epath.Path) -> None:
 
 
 def _open(path: epath.Path) -> pa.ipc.RecordBatchFileReader:
-    is_local = "://" not in str(path)
-    source = pa.memory_map(str(path)) if is_local else pa.PythonFile(path.open("rb"), mode="r")
-    return pa.ipc.open_file(source)
+    return pa.ipc.open_file(open_mapped(path))
 
 
 def _skips(reader: pa.ipc.RecordBatchFileReader) -> list[Skip]:

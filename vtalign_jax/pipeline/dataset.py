@@ -20,6 +20,7 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vtalign_jax.array_types import Identity
+from vtalign_jax.dst.mapped import open_mapped
 from vtalign_jax.errors import UserError
 from vtalign_jax.pipeline.clip_cache import ClipCache
 from vtalign_jax.pipeline.identities import make_identity
@@ -323,9 +324,7 @@ def _unfinished(data_dir: str, missing: str) -> UserError:
 
 
 def _read_table(path: epath.Path) -> pa.Table:
-    is_local = "://" not in str(path)
-    source = pa.memory_map(str(path)) if is_local else pa.BufferReader(path.read_bytes())
     try:
-        return pa.ipc.open_file(source).read_all()
+        return pa.ipc.open_file(open_mapped(path)).read_all()
     except pa.ArrowInvalid as error:
         raise UserError(f"cannot read {path} ({error}); prepare the dataset again") from error
