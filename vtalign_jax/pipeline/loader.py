@@ -212,10 +212,10 @@ def _start_worker(worker: int, workers: int) -> None:
     to the step after which it saves. Ctrl-C ends the parent at once, unsaved, and the workers end
     with it, without a traceback of each.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: last_orders.is_alive() or last_orders.start())
     last_orders = threading.Timer(_GRACE_SECONDS, os._exit, (1,))
     last_orders.daemon = True
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: last_orders.is_alive() or last_orders.start())
     end_with_parent()
 
 
