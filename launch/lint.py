@@ -112,13 +112,12 @@ def _draw_sheet(linted: Linted, settings: Settings, face: Typeface) -> Linted:
         print("no contact sheet: no clip has frames")
         return linted
     clips: list[Clip] = []
-    progress = report.ProgressLine(count, "draw")
-    with make_pool(min(_workers(), len(jobs))) as pool:
+    workers, progress = min(_workers(), len(jobs)), report.ProgressLine(count, "draw")
+    with contextlib.closing(progress), make_pool(workers) as pool:
         for found in map_in_order(render_clips, jobs, pool):
             lost = sum(clip.skip is not None for clip in found)
             progress.advance(len(found) - lost, lost)
             clips += found
-    progress.close()
     total = sum(len(job.pairs) for of_video in linted.jobs.values() for job in of_video)
     how = f"--strategy={settings.strategy}, --frames={settings.frames}"
     title = f"{count:,} of {total:,} clips with {how}; green: within the node's span"
