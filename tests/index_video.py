@@ -6,6 +6,9 @@ import av
 import numpy as np
 from PIL import Image
 
+from vtalign_jax.dst.faults import FrameFault
+from vtalign_jax.dst.video import VideoFile
+
 NTSC = Fraction(30000, 1001)
 
 _CELLS = 4  # a grid of 4 x 4 black or white cells in the centre square
@@ -101,3 +104,15 @@ def decode_all(path):
     with av.open(str(path)) as container:
         frames = container.decode(container.streams.video[0])
         return [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in frames]
+
+
+def ask_video(path, times):
+    """Return (time, the number in the picture shown then, or the fault), as `VideoFile` gives."""
+    video = VideoFile(str(path))
+    try:
+        return [
+            (time, found if isinstance(found, FrameFault) else read_index(found))
+            for time, found in video.frames_at(times)
+        ]
+    finally:
+        video.close()

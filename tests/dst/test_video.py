@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.index_video import (
     NTSC,
+    ask_video,
     constant_ticks,
     decode_all,
     read_index,
@@ -18,20 +19,9 @@ from vtalign_jax.dst.faults import FrameError, FrameFault
 from vtalign_jax.dst.video import VideoFile, frame_rate
 
 
-def _ask(path, times):
-    video = VideoFile(str(path))
-    try:
-        return [
-            (time, found if isinstance(found, FrameFault) else read_index(found))
-            for time, found in video.frames_at(times)
-        ]
-    finally:
-        video.close()
-
-
 def _check_exact(path, ticks, asked):
     expected = [(time, shown_index(ticks, time)) for time in sorted(asked)]
-    assert _ask(path, asked) == expected
+    assert ask_video(path, asked) == expected
 
 
 RATES = [15, 24, 25, NTSC, 30, Fraction(60000, 1001)]
@@ -89,7 +79,7 @@ def test_times_count_from_the_first_frame_of_a_stream_that_starts_late(tmp_path)
 def test_times_outside_the_video_give_nothing(tmp_path):
     path = tmp_path / "v.mp4"
     write_video(path, constant_ticks(30, 30))
-    assert _ask(path, [-0.5, 0.5, 0.99, 1.01, 3.0]) == [(0.5, 15), (0.99, 29)]
+    assert ask_video(path, [-0.5, 0.5, 0.99, 1.01, 3.0]) == [(0.5, 15), (0.99, 29)]
 
 
 def test_duration_counts_the_last_frame(tmp_path):
@@ -127,7 +117,7 @@ def test_damage_costs_the_frames_up_to_the_next_keyframe_and_no_other(tmp_path):
     ticks = constant_ticks(120, 30)
     write_video(path, ticks, options={"g": "30", "bf": "0", "sc_threshold": "0"})
     path.write_bytes(_without_packets(path, range(40, 44)))
-    found = dict(_ask(path, [0.1, 1.1, 1.6, 1.9, 2.1, 3.5]))
+    found = dict(ask_video(path, [0.1, 1.1, 1.6, 1.9, 2.1, 3.5]))
     assert found[0.1] == 3
     assert found[1.1] == 33
     assert isinstance(found[1.6], FrameFault)
@@ -150,7 +140,7 @@ def test_no_frame_with_errors_painted_over_is_handed_out(tmp_path):
         data, packet = bytearray(whole), packets[rng.integers(31, 59)]
         data[data.index(packet) + 8] = rng.integers(256)
         path.write_bytes(data)
-        found = _ask(path, [tick + 0.01 for tick in ticks])
+        found = ask_video(path, [tick + 0.01 for tick in ticks])
         good = [(time, index) for time, index in found if not isinstance(index, FrameFault)]
         assert good == [(time, shown_index(ticks, time)) for time, _ in good]
         faults += len(found) > len(good)
@@ -169,10 +159,10 @@ def test_one_pass_decodes_each_frame_once_and_jumps_over_gaps(tmp_path, monkeypa
     write_video(path, constant_ticks(600, 30), options={"g": "30", "sc_threshold": "0"})
     pulls = _count_pulls(monkeypatch)
     just_before_keyframes = [n - 0.02 for n in range(1, 20)]
-    _ask(path, [n / 4 for n in range(80)] + just_before_keyframes)
+    ask_video(path, [n / 4 for n in range(80)] + just_before_keyframes)
     assert len(pulls) <= 601
     pulls.clear()
-    _ask(path, [0.5, 10.5, 18.5])
+    ask_video(path, [0.5, 10.5, 18.5])
     assert len(pulls) <= 3 * 32
 
 
@@ -181,7 +171,7 @@ def test_a_damaged_stretch_is_not_decoded_again_for_each_time(tmp_path, monkeypa
     write_video(path, constant_ticks(120, 30), options={"g": "60", "bf": "0", "sc_threshold": "0"})
     path.write_bytes(_without_packets(path, range(30, 34)))
     pulls = _count_pulls(monkeypatch)
-    found = _ask(path, [1.1 + n / 50 for n in range(40)])
+    found = ask_video(path, [1.1 + n / 50 for n in range(40)])
     assert all(isinstance(index, FrameFault) for _, index in found)
     assert len(pulls) <= 32 + 2 * 40
 
@@ -223,7 +213,7 @@ def test_a_matroska_file_cut_in_the_middle_gives_what_is_there(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     left = len(decode_all(path))
     assert 10 < left < 110
-    found = _ask(path, [tick + 0.01 for tick in constant_ticks(120, 30)])
+    found = ask_video(path, [tick + 0.01 for tick in constant_ticks(120, 30)])
     good = [index for _, index in found if not isinstance(index, FrameFault)]
     assert good == list(range(len(good)))
     assert len(good) >= left - 5

@@ -5,7 +5,7 @@ import struct
 import av
 import pytest
 
-from tests.index_video import constant_ticks, read_index, shown_index, write_video
+from tests.index_video import ask_video, constant_ticks, shown_index, write_video
 from tests.samples import SAMPLES
 from vtalign_jax.dst.faults import FrameError, FrameFault
 from vtalign_jax.dst.video import VideoFile
@@ -14,25 +14,14 @@ RATE = 25
 TICKS = constant_ticks(150, RATE)
 
 
-def _ask(path, times):
-    video = VideoFile(str(path))
-    try:
-        return [
-            (time, found if isinstance(found, FrameFault) else read_index(found))
-            for time, found in video.frames_at(times)
-        ]
-    finally:
-        video.close()
-
-
 def _check_exact(path, first=0):
     """Check a pass over all frames, and a jump to each frame around two keyframes."""
     times = [tick + 0.004 for tick in TICKS[: len(TICKS) - first]]
     expected = [(time, first + shown_index(TICKS, time)) for time in times]
-    assert _ask(path, times) == expected
+    assert ask_video(path, times) == expected
     for position in (*range(42, 56), *range(68, 80)):
         position -= first
-        assert _ask(path, [times[position]]) == [expected[position]]
+        assert ask_video(path, [times[position]]) == [expected[position]]
 
 
 def _leading_frames(path):
@@ -115,7 +104,7 @@ def test_an_mp4_cut_in_the_middle_gives_faults_from_the_cut_on_and_nothing_wrong
     details = []
     for share in (0.5, 0.6, 0.7, 0.8, 0.9):
         path.write_bytes(whole[: int(len(whole) * share)])
-        found = [index for _, index in _ask(path, [tick + 0.004 for tick in TICKS])]
+        found = [index for _, index in ask_video(path, [tick + 0.004 for tick in TICKS])]
         good = [index for index in found if not isinstance(index, FrameFault)]
         assert good == list(range(len(good)))
         assert 0 < len(good) < len(found) == len(TICKS)
