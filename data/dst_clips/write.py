@@ -120,8 +120,11 @@ def write_dataset(plan: Plan, out: str, machines: Machines, listeners: Listeners
         content = json.dumps(_description(plan, tables, skips, num_bytes), indent=1)
         (made / "prepare.json").write_text(content + "\n")
         final.parent.mkdir(parents=True, exist_ok=True)
+        replaced = staging / "replaced"
+        if replaced.exists():  # by a run that was killed right afterwards
+            replaced.rmtree()
         if final.exists():
-            final.rename(staging / "replaced")
+            final.rename(replaced)
         made.rename(final)
     staging.rmtree()
     return Written(final, tables, skips, num_bytes)
@@ -170,16 +173,19 @@ def _settle(plan: Plan, folder: str, listeners: Listeners) -> list[Skip]:
       UserError: nothing is left of a split, or `check_skips` refuses.
     """
     skips, taken = list(plan.skips), dict.fromkeys(plan.jobs, 0)
+    reasons: dict[str, str] = {}
     for split, jobs in plan.jobs.items():
         for job in jobs:
             records, left_out = read_result(folder, job)
             taken[split] += records
             skips += left_out
+            if left_out:
+                reasons[split] = left_out[-1].reason
     listeners.check_skips(skips, sum(taken.values()))
     for split, records in taken.items():
         if not records:
             raise UserError(
-                f"no clip of split {split} has frames ({skips[-1].reason}); see skipped.jsonl"
+                f"no clip of split {split} has frames ({reasons[split]}); see skipped.jsonl"
             )
     return skips
 

@@ -238,6 +238,9 @@ def test_remains_of_a_killed_run_are_cleared_and_an_older_dataset_is_replaced(pl
     older = dataset_path(str(tmp_path))
     older.mkdir(parents=True)
     (older / "old").write_text("")
+    replaced = tmp_path / ".dst_clips.incomplete" / "replaced"
+    replaced.mkdir()
+    (replaced / "older").write_text("")
     _write(plan, tmp_path)
     assert existing_fingerprint(str(tmp_path)) == plan.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["dst_clips"]
@@ -275,6 +278,13 @@ def test_a_dataset_without_its_description_has_no_fingerprint(tmp_path):
 def test_a_split_whose_clips_are_all_lost_is_an_error(plan, tmp_path):
     with pytest.raises(UserError, match=r"no clip of split val has frames \(span outside"):
         _write(_without_val(plan), tmp_path)
+
+
+def test_the_reason_named_is_that_of_the_split_that_lost_its_clips(plan, tmp_path):
+    job = plan.jobs["train"][0]
+    gone = dataclasses.replace(job, source=dataclasses.replace(job.source, path="gone.mp4"))
+    with pytest.raises(UserError, match=r"no clip of split train has frames \(unreadable video"):
+        _write(dataclasses.replace(plan, jobs=plan.jobs | {"train": [gone]}), tmp_path)
 
 
 def test_neither_tensorflow_nor_jax_nor_torch_is_imported():
