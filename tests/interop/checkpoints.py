@@ -48,7 +48,7 @@ def make_config(base: Path, **sections: dict) -> Config:
         "data": {"frames": FRAMES, "max_text_tokens": 32},
     }
     for name, fields in sections.items():
-        values[name] = values[name] | fields
+        values[name] = values.get(name, {}) | fields
     return resolve(values)
 
 

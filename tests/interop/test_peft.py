@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+import vtalign_jax as vt
 from tests.interop.checkpoints import make_config, write_base, write_checkpoint
 from vtalign_jax import export
 from vtalign_jax.config import TuneConfig, resolve
@@ -211,6 +212,28 @@ def test_another_base_is_refused(base, workdir, tmp_path):
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="trained on another base"):
         load_trained(workdir, str(other))
+
+
+def test_the_matching_head_stays_behind_and_the_card_says_so(base, exported, tmp_path):
+    config = make_config(base, objective={"itm_weight": 0.5, "caption_weight": 0.2})
+    workdir = write_checkpoint(tmp_path / "run", config)
+    export.export_peft(workdir, tmp_path / "out", say=lambda line: None)
+    names = load_file(tmp_path / "out" / peft.HEAD).keys()
+    assert names == load_file(exported / peft.HEAD).keys()
+    before, after = load_trained(workdir), load_trained(tmp_path / "out")
+    assert {p for p in before.params if p not in after.params} == {
+        f"matching_head.{layer}.{leaf}" for layer in ("fc1", "fc2") for leaf in ("kernel", "bias")
+    }
+    for path, value in after.params.items():
+        np.testing.assert_array_equal(value, before.params[path])
+    cards = [(folder / "README.md").read_text() for folder in (tmp_path / "out", exported)]
+    assert ["matching head (`objective.itm_weight=0.5`) is left out" in c for c in cards] == [
+        True,
+        False,
+    ]
+    texts = ["attach wheel", "screw"]
+    z = [vt.Aligner.load(path).encode_texts(texts) for path in (workdir, tmp_path / "out")]
+    np.testing.assert_array_equal(*z)
 
 
 def test_an_export_with_a_missing_or_foreign_key_is_refused(exported, tmp_path):

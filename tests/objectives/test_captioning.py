@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding
 
@@ -146,3 +147,51 @@ def test_devices_and_padding_rows_change_neither_loss_nor_gradient():
         assert found[0] == pytest.approx(expected[0], rel=1e-5)
         for path, value in expected[1].items():
             assert relative_error(found[1][path], value) < 1e-5, path
+
+
+def make_coloured(seed, rows=16):
+    """Return clips of four colours, and captions of two tokens that say which, and an end."""
+    rng, kind = np.random.default_rng(seed), np.arange(rows) % 4
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]])
+    batch = make_batch(rows)
+    noise = 30.0 * rng.normal(size=batch.frames.shape)
+    pixels = np.clip(colours[kind][:, None, None, None] + noise, 0, 255)
+    start = batch.clip_ids.shape[1]
+    caption = np.stack([np.full(rows, 4), 10 + kind, 20 + kind, np.full(rows, 5)], axis=1)
+    ids = np.concatenate([np.repeat(batch.clip_ids[:1], rows, axis=0), caption], axis=1)
+    place = np.arange(ids.shape[1])
+    return batch._replace(
+        frames=pixels.astype(np.uint8),
+        clip_ids=ids.astype(np.int32),
+        clip_mask=np.broadcast_to(place < start, ids.shape),
+        caption_mask=np.broadcast_to(place > start, ids.shape),
+    )
+
+
+def test_the_caption_loss_alone_learns_to_say_what_a_clip_it_never_saw_shows():
+    bind, params, frozen = make_aligner(make_config(tune={"dropout": 0.0}))
+    scale = {path: 24.0 if "lm_head" in path else 8.0 for path in frozen if "kernel" in path}
+    frozen = {path: value * scale.get(path, 1.0) for path, value in frozen.items()}
+    optimizer = optax.adam(1e-2)
+
+    def loss(params, batch):
+        model, real = bind(params | frozen), batch.identity.row_mask
+        _, captions = model.captioned_clips(
+            batch.clip_ids, batch.clip_mask, batch.caption_mask, batch.frames, 4
+        )
+        tokens = count_tokens(batch.caption_mask, real)
+        return caption_nll(model.base.logits, captions, real) / tokens
+
+    @jax.jit
+    def step(params, state, batch):
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, value
+
+    state = optimizer.init(params)
+    for seed in range(120):
+        params, state, _ = step(params, state, make_coloured(seed))
+    _, _, held_out = step(params, state, make_coloured(10**6))
+    unigram_entropy = (np.log(3) + 2 * np.log(12)) / 3  # the end, and eight words as often
+    blind = np.log(4) / 3  # knows every word but not the clip
+    assert held_out < 0.5 * blind < unigram_entropy

@@ -104,7 +104,7 @@ def write_card(folder: Path, unverified: str = "") -> None:
         frames=settings["frames"],
         window_seconds=settings["window_seconds"],
         image_size=settings["image_size"],
-        trained=", ".join([f"{trained['step']} steps", *figures]),
+        trained=", ".join([f"{trained['step']} steps", *figures]) + _left_out(config["objective"]),
         certificate=_certificate(folder, unverified),
     )
     (folder / CARD).write_text(text)
@@ -125,6 +125,13 @@ def _adapter(tune: dict[str, Any]) -> str:
         f"rank {tune['rank']}, alpha {tune['alpha']:g}, on {connector}{projections} of the top "
         f"{tune['text_blocks']} text blocks{full}"
     )
+
+
+def _left_out(objective: dict[str, Any]) -> str:
+    weight = objective.get("itm_weight", 0.0)  # exports of before have none
+    if not weight:
+        return ""
+    return f"; the matching head (`objective.itm_weight={weight:g}`) is left out: it embeds nothing"
 
 
 def _certificate(folder: Path, unverified: str) -> str:

@@ -34,6 +34,7 @@ ADAPTER, ADAPTER_CONFIG, HEAD = (
 FORMAT = 1  # of vtalign.json
 
 _BASE = "base."  # where an AlignerModel holds its SmolVLM
+_MATCHING = "matching_head."  # of training alone: no embedding goes through it
 _PREFIX = "base_model.model."
 _LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "kernel": "weight"}
 _TOWER = "model.vision_model."
@@ -167,11 +168,14 @@ def target_pattern(modules: set[str]) -> str:
 
 
 def head_tensors(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the heads with torch's names and layout, and the log temperature."""
+    """Return the heads with torch's names and layout, and the log temperature.
+
+    The matching head stays behind.
+    """
     return {
         path.replace(".kernel", ".weight"): np.array(value.T, np.float32, order="C")
         for path, value in params.items()
-        if not path.startswith(_BASE)
+        if not path.startswith((_BASE, _MATCHING))
     }
 
 

@@ -21,7 +21,8 @@ class Trained(NamedTuple):
     """A trained model without its frozen leaves.
 
     Attributes:
-      config: of the run; `model.base` is where the base model was found this time.
+      config: of the run; `model.base` is where the base model was found this time, and
+        `objective.itm_weight` is 0 for an export, which has no matching head.
       assembly: of that configuration.
       params: `{path: float32}`, the trained leaves.
       source: says what was read.
@@ -50,7 +51,7 @@ def load_trained(path: str | Path, base: str = "") -> Trained:
     is_export = (export / peft.SETTINGS).is_file()
     if is_export:
         settings, source = peft.read_settings(export), f"export {export}"
-        config, facts = resolve(settings["config"]), settings["trained"]
+        config, facts = _without_matching(resolve(settings["config"])), settings["trained"]
     else:
         folder, source = checkpoint.find_checkpoint(path)
         extra = checkpoint.read_extra(folder)
@@ -71,6 +72,12 @@ def load_trained(path: str | Path, base: str = "") -> Trained:
         state = checkpoint.read_state(folder, {"params": assembly.trainable}, partial=True)
         params = jax.tree.map(np.asarray, state["params"])
     return Trained(config, assembly, params, source, facts)
+
+
+def _without_matching(config: Config) -> Config:
+    """Return the configuration of a model without the matching head, which exports leave out."""
+    objective = dataclasses.replace(config.objective, itm_weight=0.0)
+    return dataclasses.replace(config, objective=objective)
 
 
 def with_base(config: Config, base: str) -> Config:
