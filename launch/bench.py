@@ -3,6 +3,7 @@ r"""Measure parts of the system side by side in one run; prints a JSON object a 
     python launch/bench.py prepare [--annotations=... --videos=...]
     python launch/bench.py input [--dataset=...]
     python launch/bench.py loss
+    python launch/bench.py similarity [--base=...] [--sentence_model=...]
 
 `prepare`: rendering clips against a loop that opens, seeks and decodes for each clip, by default on
 a synthetic video of 10 minutes with 200 nodes, and a worker's memory for 1 and 10 minutes of video.
@@ -13,10 +14,15 @@ PyTorch is installed, by default on the clips of such a video.
 `loss`: temporary memory of loss and gradient at 65,536 pairs and their time at 8,192, against the
 dense form; a step streamed by GradCache against plain passes over the same microbatches.
 
+`similarity`: which signature of texts tells 25 listed pairs of other actions from 25 paraphrases:
+lexical ones, the base's own and a sentence-transformers model's.
+
 Seconds differ between machines; the ratios are what to compare.
 """
 
+import functools
 import json
+import sys
 
 from absl import flags
 
@@ -26,6 +32,10 @@ _ANNOTATIONS = flags.DEFINE_string("annotations", "", "prepare: recordings to re
 _VIDEOS = flags.DEFINE_string("videos", "", "prepare: folder of those recordings")
 _WORKERS = flags.DEFINE_integer("workers", 0, "prepare: processes; 0: one a core", lower_bound=0)
 _DATASET = flags.DEFINE_string("dataset", "", "input: what prepare.py wrote with --out")
+_BASE = flags.DEFINE_string("base", "", "similarity: directory or hub id of a base model")
+_SENTENCE_MODEL = flags.DEFINE_string(
+    "sentence_model", "", "similarity: folder of a sentence-transformers model"
+)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "counted runs of each way", lower_bound=1)
 
 
@@ -53,7 +63,19 @@ def _loss():
     return loss.measure(_REPEATS.value)
 
 
-PARTS = {"prepare": _prepare, "input": _input, "loss": _loss}  # each imports what it alone needs
+def _similarity():
+    from benchmarks import similarity
+
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    return similarity.measure(_BASE.value, _SENTENCE_MODEL.value, say)
+
+
+PARTS = {  # each imports what it alone needs
+    "prepare": _prepare,
+    "input": _input,
+    "loss": _loss,
+    "similarity": _similarity,
+}
 
 
 if __name__ == "__main__":

@@ -86,6 +86,16 @@ def test_a_finished_run_started_again_changes_nothing(tmp, finished, dataset):
     assert rows(finished) == before
 
 
+def test_texts_that_the_base_finds_similar_are_no_negatives_if_asked_for(tmp, dataset):
+    more = ["--config.train.epochs=1", "--config.objective.similar_text_threshold=0.5"]
+    output = commands.run(tmp, *train_arguments(dataset, tmp / "similar", *more))
+    assert re.search(r"comparing \d+ distinct texts by the base", output)
+    shares = [
+        row["train/pairs/similar_text"] for row in rows(tmp / "similar") if "train/loss" in row
+    ]
+    assert max(row[share] for row in rows(tmp / "similar") if share in row) > 0
+
+
 @pytest.mark.parametrize("moment", ["between steps", "during a save"])
 def test_kill_9_and_the_same_command_end_as_if_nothing_had_happened(tmp, finished, dataset, moment):
     workdir = tmp / moment.replace(" ", "_")
