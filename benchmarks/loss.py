@@ -142,10 +142,10 @@ def _passes(
 ) -> dict[str, Callable]:
     """Return forward and backward, forward, and the tower alone, over all microbatches."""
     seed, step = jax.random.key_data(jax.random.key(0)), jnp.int32(0)
-    loss = jax.value_and_grad(make_loss(bind, config.objective, mesh), has_aux=True)
+    loss = jax.value_and_grad(make_loss(bind, config, mesh), has_aux=True)
 
     def plain(params: dict, frozen: dict, batch: Any) -> tuple:
-        return loss(params, frozen, batch, row_keys(seed, step, batch.identity))
+        return loss(params, frozen, batch, seed, step)
 
     def forward(params: dict, frozen: dict, batch: Any) -> tuple:
         return embed(bind(params | frozen), batch, row_keys(seed, step, batch.identity))

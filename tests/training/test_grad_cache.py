@@ -97,6 +97,31 @@ def test_a_connector_tuned_in_full_and_a_head_a_modality(batch):
     _check(streamed(batch, 2, 4, "device", **sections), direct(batch, **sections))
 
 
+ALL_LOSSES = {
+    "objective": {"itm_weight": 0.5, "caption_weight": 0.2},
+    "data": {"max_text_tokens": 8},
+}
+
+
+@pytest.mark.parametrize(
+    ("devices", "microbatch", "connector"), [(1, 3, "lora"), (4, 3, "lora"), (2, 4, "frozen")]
+)
+def test_matching_and_captions_join_with_exact_gradients(devices, microbatch, connector):
+    batch = make_batch(16, real=13, has_captions=True)
+    sections = ALL_LOSSES | {"tune": {"connector": connector}}
+    _check(streamed(batch, devices, microbatch, "device", **sections), direct(batch, **sections))
+
+
+def test_the_losses_are_weighted_as_configured():
+    batch = make_batch(16, real=13, has_captions=True)
+    config, bind, frozen, state, mesh = make_parts(8, **ALL_LOSSES)
+    step = make_train_step(bind, OPTIMIZER, lambda step: 1.0, config, mesh)
+    _, metrics, *_ = step(state, frozen, sharding.to_devices(batch, mesh))
+    itc, itm, caption = (float(metrics[f"loss_{name}"]) for name in ("itc", "itm", "caption"))
+    assert min(itc, itm, caption) > 0
+    assert float(metrics["loss"]) == pytest.approx(itc + 0.5 * itm + 0.2 * caption, rel=1e-6)
+
+
 def test_four_functions_are_traced_once_each_over_several_steps(batch):
     *_, step = streamed(batch, 2, 3, "device", steps=3)
     assert [function._cache_size() for function in step.functions] == [1, 1, 1, 1]

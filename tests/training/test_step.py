@@ -35,15 +35,15 @@ def loss_and_gradient(config, aligner):
     @functools.cache
     def compiled(devices: int, fsdp: int):
         mesh = sharding.make_mesh(MeshConfig(fsdp=fsdp), jax.devices()[:devices])
-        function = jax.value_and_grad(make_loss(bind, config.objective, mesh), has_aux=True)
+        function = jax.value_and_grad(make_loss(bind, config, mesh), has_aux=True)
         return mesh, jax.jit(function)
 
     def compute(batch, devices: int, fsdp: int = 1):
         mesh, function = compiled(devices, fsdp)
         base = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
         tuned = jax.device_put(params, NamedSharding(mesh, sharding.WHOLE))
-        keys = row_keys(jax.random.key_data(jax.random.key(7)), 3, batch.identity)
-        (loss, _), gradient = function(tuned, base, sharding.to_devices(batch, mesh), keys)
+        seed = jax.random.key_data(jax.random.key(7))
+        (loss, _), gradient = function(tuned, base, sharding.to_devices(batch, mesh), seed, 3)
         return float(loss), jax.device_get(gradient)
 
     return compute
@@ -65,6 +65,27 @@ def test_loss_and_every_gradient_leaf_equal_those_of_one_device(
     for path, value in gradient.items():
         assert np.any(expected[path]), f"no gradient reaches {path}"
         assert relative_error(value, expected[path]) < 1e-5, path
+
+
+def test_all_losses_together_equal_those_of_one_device():
+    config = make_config(
+        objective={"itm_weight": 0.5, "caption_weight": 0.2}, data={"max_text_tokens": 8}
+    )
+    bind, params, frozen = make_aligner(config)
+    batch = make_batch(16, real=13, has_captions=True)
+    found = []
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+        function = jax.jit(jax.value_and_grad(make_loss(bind, config, mesh), has_aux=True))
+        base = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
+        tuned = jax.device_put(params, NamedSharding(mesh, sharding.WHOLE))
+        seed = jax.random.key_data(jax.random.key(7))
+        (loss, _), gradient = function(tuned, base, sharding.to_devices(batch, mesh), seed, 3)
+        found.append((float(loss), jax.device_get(gradient)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    for path, value in found[1][1].items():
+        assert np.any(value), f"no gradient reaches {path}"
+        assert relative_error(value, found[0][1][path]) < 1e-5, path
 
 
 def test_padding_rows_change_no_gradient(loss_and_gradient):

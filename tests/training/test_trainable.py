@@ -18,16 +18,24 @@ from vtalign_jax.training import trainable
 FIXTURE = pathlib.Path(__file__).parents[1] / "interop/fixtures/smolvlm2_2b_instruct.json"
 
 
-def test_the_plans_run_trains_8_6_million_of_the_2_2b_models_parameters():
+@pytest.mark.parametrize(
+    ("has_matching_head", "expected"), [(False, 8_590_337), (True, 10_689_538)]
+)
+def test_the_plans_run_trains_10_7_million_of_the_2_2b_models_parameters(
+    has_matching_head, expected
+):
     config, base = Config(), SmolVLMConfig.from_hf(json.loads(FIXTURE.read_text()))
     adapters = trainable.adapter_config(config.tune)
     _, abstract = parameters.abstract(
-        lambda: AlignerModel(config.model, base, adapters, rngs=nnx.Rngs(0))
+        lambda: AlignerModel(
+            config.model, base, adapters, rngs=nnx.Rngs(0), has_matching_head=has_matching_head
+        )
     )
     trained, frozen = trainable.split(abstract, config.model, config.tune)
     lora = 8 * 4 * 16 * (2048 + 2048) + 16 * (1152 * 9 + 2048)
     head = 2048 * 2048 + 2048 + 2048 * 1024 + 1024
-    assert trainable.count(trained) == lora + head + 1 == 8_590_337
+    matching = has_matching_head * (2 * 1024 * 1024 + 1024 + 1024 + 1)
+    assert trainable.count(trained) == lora + head + matching + 1 == expected
     assert trainable.count(frozen) == 2_246_784_880
     assert all(leaf.dtype == np.float32 for leaf in trained.values())
     assert all(leaf.dtype == jax.numpy.bfloat16 for leaf in frozen.values())

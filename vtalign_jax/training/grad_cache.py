@@ -26,8 +26,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vtalign_jax import sharding
-from vtalign_jax.array_types import Batch
+from vtalign_jax.array_types import Batch, Identity
 from vtalign_jax.config import Config
+from vtalign_jax.models.aligner import attended
+from vtalign_jax.objectives.captioning import count_tokens
 from vtalign_jax.training.state import TrainState
 from vtalign_jax.training.step import (
     NOTHING_KEPT,
@@ -35,6 +37,7 @@ from vtalign_jax.training.step import (
     Embedded,
     Prefixes,
     embed,
+    embed_and_caption,
     make_pair_loss,
     row_keys,
 )
@@ -50,6 +53,28 @@ class _Functions(NamedTuple):
     loss: Callable
     accumulate: Callable
     update: Callable
+
+
+class _Loss(NamedTuple):
+    """What the pair loss of the whole batch gives.
+
+    Attributes:
+      value: float32[].
+      metrics: float32[] each.
+      gradient: to the leaves that the pair loss itself uses; zeros for the others.
+      caption_scale: float32[], 1 / tokens of all captions.
+      slopes: the gradient to each microbatch's embeddings.
+      embedded: of all rows.
+      identity: of all rows.
+    """
+
+    value: jax.Array
+    metrics: dict[str, jax.Array]
+    gradient: dict[str, jax.Array]
+    caption_scale: jax.Array
+    slopes: list[Embedded]
+    embedded: Embedded
+    identity: Identity
 
 
 class StreamedStep:
@@ -89,6 +114,8 @@ class StreamedStep:
         self._has_dropout = config.tune.dropout > 0
         # Where a clip meets the first trained leaf; a text meets it in the tuned blocks.
         self._depth = "decoder" if config.tune.connector == "frozen" else "tower"
+        self._caption_weight = config.objective.caption_weight
+        self._caption_tokens = config.data.max_text_tokens
         self._pair_loss = make_pair_loss(config.objective, mesh)
         self._update_leaves = make_update(optimizer, learning_rate)
         self._unreduced = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -106,34 +133,34 @@ class StreamedStep:
             embedded.append(z)
             kept.append(self._put_aside(prefixes))
             jax.block_until_ready(z)
-        identities = [sharding.to_devices(part.identity, self._mesh) for part in parts]
-        loss, metrics, pair_gradient, slopes, everything, identity = self.functions.loss(
-            state.params, frozen, embedded, identities
-        )
+        known = [
+            sharding.to_devices((part.identity, part.caption_mask), self._mesh) for part in parts
+        ]
+        loss = self.functions.loss(state.params, frozen, embedded, known, state.seed, state.step)
         if self.keep != "never":
             parts = [part._replace(frames=None) for part in parts]
-        gradient = self._zeros(state.params)
-        for rows, prefixes, slope in zip(self._on_devices(parts), kept, slopes, strict=True):
-            gradient = self.functions.accumulate(
-                gradient,
+        gradient, nll = self._zeros(state.params)
+        for rows, prefixes, slope in zip(self._on_devices(parts), kept, loss.slopes, strict=True):
+            gradient, nll = self.functions.accumulate(
+                (gradient, nll),
                 state.params,
                 frozen,
                 rows,
                 self._fetch(prefixes),
-                slope,
+                (slope, loss.caption_scale),
                 state.seed,
                 state.step,
             )
             jax.block_until_ready(gradient)
-        state, updated = self.functions.update(state, gradient, pair_gradient, loss)
-        return state, metrics | updated, everything, identity
+        state, metrics = self.functions.update(state, gradient, nll, loss)
+        return state, metrics, loss.embedded, loss.identity
 
     def _compile(self, state: TrainState, frozen: dict, parts: list[Batch]) -> None:
         """Make the four functions, once it is known where prefixes are kept."""
         whole, rows = (NamedSharding(self._mesh, s) for s in (sharding.WHOLE, sharding.ROWS))
         self.keep = self._choose_keep(state, frozen, parts)
         kept = NOTHING_KEPT if self.keep == "never" else Prefixes(rows, rows)
-        places = (whole, whole, whole, rows, rows, rows)
+        places = _Loss(whole, whole, whole, whole, rows, rows, rows)
         self.functions = _Functions(
             jax.jit(self._embed, out_shardings=(rows, kept)),
             jax.jit(self._loss, out_shardings=places),
@@ -196,8 +223,11 @@ class StreamedStep:
         return row_keys(seed, step, batch.identity) if self._has_dropout else (None, None)
 
     def _prefixes(self, model: Any, batch: Batch) -> Prefixes:
+        token_mask = batch.clip_mask
+        if self._caption_weight:
+            token_mask = attended(batch.clip_mask, batch.caption_mask)
         return Prefixes(
-            model.clip_prefix(batch.clip_ids, batch.clip_mask, batch.frames, self._depth),
+            model.clip_prefix(batch.clip_ids, token_mask, batch.frames, self._depth),
             model.text_prefix(batch.text_ids, batch.text_mask),
         )
 
@@ -211,13 +241,26 @@ class StreamedStep:
         return z, NOTHING_KEPT if self.keep == "never" else prefixes
 
     def _loss(
-        self, params: dict, frozen: dict, embedded: list[Embedded], identities: list
-    ) -> tuple:
-        """Return loss, metrics and gradients of the whole batch.
+        self,
+        params: dict,
+        frozen: dict,
+        embedded: list[Embedded],
+        known: list,
+        seed: jax.Array,
+        step: jax.Array,
+    ) -> "_Loss":
+        """Return loss, metrics and gradients of the whole batch, but for its captions.
 
-        The gradients are those to the leaves of the pair loss, `{path: array}`, and to each
-        microbatch's embeddings. Each device keeps the rows it has: B = k * devices * microbatch in
-        the order of devices, then microbatches.
+        Each device keeps the rows it has: B = k * devices * microbatch in the order of devices,
+        then microbatches.
+
+        Args:
+          params: the trainable leaves.
+          frozen: the others.
+          embedded: of each microbatch.
+          known: identity and caption mask of each microbatch.
+          seed: see `row_keys`.
+          step: see `row_keys`.
         """
 
         def joined(parts: list) -> Any:
@@ -225,58 +268,74 @@ class StreamedStep:
                 lambda *x: jnp.stack(x, axis=1).reshape(len(x) * len(x[0]), *x[0].shape[1:]), *parts
             )
 
-        identity = joined(identities)
+        identity, caption_mask = joined(known)
 
         def loss(params: dict, embedded: list[Embedded]) -> tuple:
             everything = joined(embedded)
-            value, metrics = self._pair_loss(self._bind(params | frozen), everything, identity)
+            model = self._bind(params | frozen)
+            value, metrics = self._pair_loss(model, everything, identity, seed, step)
             return value, (metrics, everything)
 
         differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
         (value, (metrics, everything)), (gradient, slopes) = differentiate(params, embedded)
-        return value, metrics, gradient, slopes, everything, identity
+        tokens = count_tokens(caption_mask, identity.row_mask)
+        scale = 1.0 / jnp.maximum(tokens, 1.0)
+        return _Loss(value, metrics, gradient, scale, slopes, everything, identity)
 
     def _accumulate(
         self,
-        gradient: dict,
+        found: tuple[dict, jax.Array],
         params: dict,
         frozen: dict,
         batch: Batch,
         prefixes: Prefixes,
-        slope: Embedded,
+        slopes: tuple[Embedded, jax.Array],
         seed: jax.Array,
         step: jax.Array,
-    ) -> dict:
-        """Add a microbatch's gradient, device by device: no device waits for another here."""
+    ) -> tuple[dict, jax.Array]:
+        """Add a microbatch's gradient and captions, device by device: none waits for another."""
         devices = self._mesh.size
         keys = self._keys(seed, step, batch)
+        slope, caption_scale = slopes
 
-        def of_device(rows: tuple) -> dict:
+        def of_device(rows: tuple) -> tuple[dict, jax.Array]:
             batch, prefixes, slope, keys = rows
 
-            def inner(params: dict) -> jax.Array:
-                model = self._bind(params | frozen)
-                z = embed(model, batch, keys, prefixes, self._depth)
-                return sum(jnp.vdot(a, b) for a, b in zip(z, slope, strict=True))
+            def inner(params: dict) -> tuple[jax.Array, jax.Array]:
+                model, nll = self._bind(params | frozen), jnp.float32(0.0)
+                if self._caption_weight:
+                    z, nll = embed_and_caption(
+                        model, batch, keys, self._caption_tokens, prefixes, self._depth
+                    )
+                else:
+                    z = embed(model, batch, keys, prefixes, self._depth)
+                pull = sum(jnp.vdot(a, b) for a, b in zip(z, slope, strict=True))
+                return pull + self._caption_weight * caption_scale * nll, nll
 
-            return jax.grad(inner)(params)
+            return jax.grad(inner, has_aux=True)(params)
 
         split = jax.tree.map(
             lambda x: x.reshape(devices, len(x) // devices, *x.shape[1:]),
             (batch, prefixes, slope, keys),
         )
-        return jax.tree.map(jnp.add, gradient, jax.vmap(of_device)(split))
+        return jax.tree.map(jnp.add, found, jax.vmap(of_device)(split))
 
     def _update(
-        self, state: TrainState, gradient: dict, pair_gradient: dict, loss: jax.Array
-    ) -> tuple:
-        """Sum the gradient over the devices, and update."""
-        whole = {path: jnp.sum(x, axis=0) + pair_gradient[path] for path, x in gradient.items()}
-        return self._update_leaves(state, loss, whole)
+        self, state: TrainState, gradient: dict, nll: jax.Array, loss: "_Loss"
+    ) -> tuple[TrainState, dict]:
+        """Sum gradient and captions over the devices, and update."""
+        whole = {path: jnp.sum(x, axis=0) + loss.gradient[path] for path, x in gradient.items()}
+        value, metrics = loss.value, loss.metrics
+        if self._caption_weight:
+            caption = jnp.sum(nll) * loss.caption_scale
+            value += self._caption_weight * caption
+            metrics = metrics | {"loss_caption": caption}
+        state, updated = self._update_leaves(state, value, whole)
+        return state, {"loss": value} | metrics | updated
 
-    def _zeros(self, params: dict) -> dict:
+    def _zeros(self, params: dict) -> tuple[dict, jax.Array]:
         shapes = {path: (self._mesh.size, *x.shape) for path, x in params.items()}
-        return _make_zeros(tuple(shapes.items()), self._unreduced)()
+        return _make_zeros(tuple(shapes.items()), self._mesh.size, self._unreduced)()
 
     def _put_aside(self, prefixes: Prefixes) -> Prefixes:
         """Return the prefixes where they wait: on the devices, or as this process's own shards."""
@@ -293,9 +352,14 @@ class StreamedStep:
 
 
 @functools.lru_cache(maxsize=1)
-def _make_zeros(shapes: tuple, placed: NamedSharding) -> Callable[[], dict]:
-    def make() -> dict:
-        return {path: jnp.zeros(shape, jnp.float32) for path, shape in shapes}
+def _make_zeros(
+    shapes: tuple, devices: int, placed: NamedSharding
+) -> Callable[[], tuple[dict, jax.Array]]:
+    """Return what makes the first sums, one a device."""
+
+    def make() -> tuple[dict, jax.Array]:
+        gradient = {path: jnp.zeros(shape, jnp.float32) for path, shape in shapes}
+        return gradient, jnp.zeros(devices, jnp.float32)
 
     return jax.jit(make, out_shardings=placed)
 

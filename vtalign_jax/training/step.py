@@ -12,7 +12,9 @@ from vtalign_jax import sharding
 from vtalign_jax.array_types import Batch, Identity
 from vtalign_jax.config import Config, ObjectiveConfig
 from vtalign_jax.models.aligner import AlignerModel
+from vtalign_jax.objectives.captioning import caption_nll, count_tokens
 from vtalign_jax.objectives.info_nce import make_info_nce
+from vtalign_jax.objectives.matching import make_matching
 from vtalign_jax.training.state import TrainState
 from vtalign_jax.training.update import make_update
 
@@ -59,10 +61,14 @@ def row_keys(seed: jax.Array, step: jax.Array, identity: Identity) -> tuple[jax.
     Returns:
       Two key[B].
     """
-    key = jax.random.fold_in(jax.random.wrap_key_data(seed), step)
+    key = _step_key(seed, step)
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     record = identity.record.astype(jnp.uint32)
     return fold(jax.random.fold_in(key, 0), record), fold(jax.random.fold_in(key, 1), record)
+
+
+def _step_key(seed: jax.Array, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.wrap_key_data(seed), step)
 
 
 def embed(
@@ -84,36 +90,92 @@ def embed(
     clips = model.pooled_clips(
         batch.clip_ids, batch.clip_mask, batch.frames, keys[0], prefix=prefixes.clips, depth=depth
     )
+    return Embedded(model.project_clips(clips), _embed_texts(model, batch, keys, prefixes))
+
+
+def embed_and_caption(
+    model: AlignerModel,
+    batch: Batch,
+    keys: tuple,
+    most_tokens: int,
+    prefixes: Prefixes = NOTHING_KEPT,
+    depth: str = "tower",
+) -> tuple[Embedded, jax.Array]:
+    """Return what `embed` does, and the summed negative log-likelihood of the captions.
+
+    Args:
+      model: the aligner.
+      batch: rows with captions.
+      keys: see `embed`.
+      most_tokens: the most tokens of a caption that are predicted.
+      prefixes: see `embed`.
+      depth: see `embed`.
+    """
+    clips, captions = model.captioned_clips(
+        batch.clip_ids,
+        batch.clip_mask,
+        batch.caption_mask,
+        batch.frames,
+        most_tokens,
+        keys[0],
+        prefix=prefixes.clips,
+        depth=depth,
+    )
+    embedded = Embedded(model.project_clips(clips), _embed_texts(model, batch, keys, prefixes))
+    return embedded, caption_nll(model.base.logits, captions, batch.identity.row_mask)
+
+
+def _embed_texts(model: AlignerModel, batch: Batch, keys: tuple, prefixes: Prefixes) -> jax.Array:
     texts = model.pooled_texts(batch.text_ids, batch.text_mask, keys[1], prefix=prefixes.texts)
-    return Embedded(model.project_clips(clips), model.project_texts(texts))
+    return model.project_texts(texts)
 
 
 def make_pair_loss(objective: ObjectiveConfig, mesh: Mesh) -> Callable:
-    """Return `loss(model, embedded, identity) -> (float32[], metrics)` of a global batch.
+    """Return `loss(model, embedded, identity, seed, step) -> (float32[], metrics)`.
 
-    It holds all that looks across rows. Rows are split over the mesh.
+    It holds all that looks across the rows of a global batch, which are split over the mesh.
     """
     info_nce = make_info_nce(objective, mesh)
+    matching = make_matching(objective, mesh) if objective.itm_weight else None
 
     def loss(
-        model: AlignerModel, embedded: Embedded, identity: Identity
+        model: AlignerModel,
+        embedded: Embedded,
+        identity: Identity,
+        seed: jax.Array,
+        step: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         temperature = model.temperature()
         value = info_nce(*embedded, temperature, identity)
-        return value, {"loss": value, "loss_itc": value, "temperature": temperature}
+        metrics = {"loss_itc": value, "temperature": temperature}
+        if matching is not None:
+            key = jax.random.fold_in(_step_key(seed, step), 2)
+            matched, found = matching(model.matching_head, *embedded, temperature, identity, key)
+            value, metrics = value + objective.itm_weight * matched, metrics | found
+        return value, metrics
 
     return loss
 
 
-def make_loss(bind: Bind, objective: ObjectiveConfig, mesh: Mesh) -> Callable:
-    """Return `loss(params, frozen, batch, keys) -> (float32[], (metrics, Embedded))`."""
-    pair_loss = make_pair_loss(objective, mesh)
+def make_loss(bind: Bind, config: Config, mesh: Mesh) -> Callable:
+    """Return `loss(params, frozen, batch, seed, step) -> (float32[], (metrics, Embedded))`."""
+    pair_loss = make_pair_loss(config.objective, mesh)
+    has_dropout, weight = config.tune.dropout > 0, config.objective.caption_weight
 
-    def loss(params: dict, frozen: dict, batch: Batch, keys: tuple) -> tuple:
+    def loss(params: dict, frozen: dict, batch: Batch, seed: jax.Array, step: jax.Array) -> tuple:
         model = bind(params | frozen)
-        embedded = embed(model, batch, keys)
-        value, metrics = pair_loss(model, embedded, batch.identity)
-        return value, (metrics, embedded)
+        keys = row_keys(seed, step, batch.identity) if has_dropout else (None, None)
+        caption = {}
+        if weight:
+            embedded, nll = embed_and_caption(model, batch, keys, config.data.max_text_tokens)
+            tokens = count_tokens(batch.caption_mask, batch.identity.row_mask)
+            caption = {"loss_caption": nll / jnp.maximum(tokens, 1.0)}
+        else:
+            embedded = embed(model, batch, keys)
+        value, metrics = pair_loss(model, embedded, batch.identity, seed, step)
+        if caption:
+            value += weight * caption["loss_caption"]
+        return value, ({"loss": value} | metrics | caption, embedded)
 
     return loss
 
@@ -136,14 +198,13 @@ def make_train_step(
       config: of the run.
       mesh: the batch is split over its devices, `state` is whole on each.
     """
-    loss = make_loss(bind, config.objective, mesh)
-    loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
+    loss_and_gradient = jax.value_and_grad(make_loss(bind, config, mesh), has_aux=True)
     update = make_update(optimizer, learning_rate)
-    has_dropout = config.tune.dropout > 0
 
     def train_step(state: TrainState, frozen: dict, batch: Batch) -> tuple:
-        keys = row_keys(state.seed, state.step, batch.identity) if has_dropout else (None, None)
-        (loss, (metrics, embedded)), gradient = loss_and_gradient(state.params, frozen, batch, keys)
+        (loss, (metrics, embedded)), gradient = loss_and_gradient(
+            state.params, frozen, batch, state.seed, state.step
+        )
         state, updated = update(state, loss, gradient)
         return state, metrics | updated, embedded, batch.identity
 
