@@ -110,6 +110,7 @@ def main() -> None:
     )
     if not session.is_over(session.step):
         _say("compiling the training step")
+    is_warned = False
     waiting_since = time.perf_counter()
     for step, batch in batches:
         session.progress.advance(time.perf_counter() - waiting_since)
@@ -121,6 +122,9 @@ def main() -> None:
         if session.is_log_due(done):
             found = report(*embedded, metrics["temperature"], identity)
             session.log(done, metrics, mask_log.write(done, jax.device_get(found)))
+            if not is_warned and (warning := mask_log.warning(config.train.contrastive_batch)):
+                session.progress.say(warning)
+                is_warned = True
         is_ending = is_terminated()
         if session.is_evaluation_due(done):
             session.evaluated(done, evaluator.score(state.params, frozen), state)

@@ -147,3 +147,11 @@ def test_a_real_report_passes_through_to_metrics_and_names(tmp_path):
     (line,) = (tmp_path / "confused.jsonl").read_text().splitlines()
     assert len(json.loads(line)["pairs"]) == 3
     assert "33.3% weigh 0.4" in log.line()
+
+
+def test_a_batch_with_few_effective_negatives_is_warned_of(tmp_path):
+    log = open_log(tmp_path)
+    assert log.warning(32) == ""  # nothing reported yet
+    log.write(1, make_report(effective_negatives=15.5))
+    assert log.warning(32) == ""
+    assert "15.5 effective negatives among 32 others" in log.warning(33)

@@ -12,6 +12,7 @@ from vtalign_jax.pipeline.dataset import ClipSplit
 from vtalign_jax.training.metrics import StepRows
 
 FILE = "confused.jsonl"  # inside a workdir
+_LEAST_SHARE = 0.5  # of a batch's other rows that are to count as negatives
 _SAME_RECORDING = ("same_recording", "neighbour", "ancestor", "overlap")
 
 
@@ -68,6 +69,21 @@ class MaskLog:
         if not self._last:
             return "negatives: no step was logged yet; config.train.log_every_steps says how often"
         return summary_line(self._last, self._objective)
+
+    def warning(self, rows: int) -> str:
+        """Return what to do if most rows of a batch are no negatives, as last reported; or "".
+
+        Args:
+          rows: of a global batch.
+        """
+        effective = self._last["effective_negatives"] if self._last else float(rows)
+        if effective >= _LEAST_SHARE * (rows - 1):
+            return ""
+        return (
+            f"warning: a row has {effective:.1f} effective negatives among {rows - 1} others; raise "
+            "config.train.contrastive_batch, lower config.data.grouped_fraction, or see in "
+            f"{FILE} which classes of pairs weigh 0"
+        )
 
     def close(self) -> None:
         if self._rows is not None:

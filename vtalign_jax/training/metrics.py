@@ -198,7 +198,7 @@ class Progress:
         losses = {
             name.removeprefix("train/"): value
             for name, value in scalars.items()
-            if name.startswith("train/loss")
+            if name.startswith("train/loss") and name.count("/") == 1  # no share of a class
         }
         parts = [f"{name} {float(value):.4f}" for name, value in losses.items()]
         parts += [
