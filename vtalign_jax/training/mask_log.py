@@ -80,8 +80,8 @@ class MaskLog:
         if effective >= _LEAST_SHARE * (rows - 1):
             return ""
         return (
-            f"warning: a row has {effective:.1f} effective negatives among {rows - 1} others; raise "
-            "config.train.contrastive_batch, lower config.data.grouped_fraction, or see in "
+            f"warning: a row has {effective:.1f} effective negatives among {rows - 1} others; "
+            "raise config.train.contrastive_batch, lower config.data.grouped_fraction, or see in "
             f"{FILE} which classes of pairs weigh 0"
         )
 
