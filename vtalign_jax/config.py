@@ -62,7 +62,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights of the negatives and of the losses (DESIGN section 6)."""
+    """Weights of the negatives and of the losses (docs/plan.md)."""
 
     preset: str = "plan"  # plan | infonce | neighbours_soft | egonce
     same_text: str = "preset"  # preset | ignore | multi_positive | negative

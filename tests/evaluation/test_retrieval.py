@@ -1,4 +1,4 @@
-"""The reference is written from DESIGN section 8 in plain Python, a query at a time."""
+"""The reference is written from the definitions in plain Python, a query at a time."""
 
 import itertools
 import math

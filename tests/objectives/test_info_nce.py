@@ -21,7 +21,7 @@ def unit_rows(rng: np.random.Generator, rows: int, size: int = 12) -> np.ndarray
 
 
 def reference_loss(z_video, z_text, temperature, weights, right=None) -> float:
-    """DESIGN section 6, term by term, in float64; `right[i, j]`: text j answers clip i."""
+    """The formula, term by term, in float64; `right[i, j]`: text j answers clip i."""
     v, x, w = (np.asarray(a, np.float64) for a in (z_video, z_text, weights))
     s = v @ x.T / float(temperature)
     p = np.eye(len(s), dtype=bool) if right is None else np.asarray(right)

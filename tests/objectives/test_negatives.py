@@ -1,4 +1,4 @@
-"""Classes of pairs against the rule as DESIGN section 6 words it."""
+"""Classes of pairs against the rule as the plan words it."""
 
 import numpy as np
 import pytest

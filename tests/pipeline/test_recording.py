@@ -117,7 +117,7 @@ def test_order_is_the_rank_by_time_within_uid_and_level(split):
 
 
 def _expected_weight(one, other):
-    """Return the weight of a pair of rows, by the words of DESIGN, section 6."""
+    """Return the weight of a pair of rows, by the words of the plan."""
     if one["clip_id"] == other["clip_id"]:
         return 1.0
     if one["text_key"] == other["text_key"]:

@@ -43,7 +43,7 @@ class Pair:
 
 
 def frame_times(start: float, end: float, frames: int) -> tuple[float, ...]:
-    """Return t_k = t0 + (k + 0.5) (t1 - t0) / F, in seconds (DESIGN section 4)."""
+    """Return t_k = t0 + (k + 0.5) (t1 - t0) / F, in seconds (docs/plan.md)."""
     return tuple(start + (k + 0.5) * (end - start) / frames for k in range(frames))
 
 

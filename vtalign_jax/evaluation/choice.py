@@ -1,4 +1,4 @@
-"""Five-way choice: which of five clips does a text describe (DESIGN section 8)?
+"""Five-way choice: which of five clips does a text describe (docs/plan.md)?
 
 A question is a text, its own clip and four clips of other texts, all five texts different. *Inter*:
 the four come from other recordings. *Intra*: from the same recording, whichever camera or part of

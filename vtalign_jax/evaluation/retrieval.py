@@ -1,4 +1,4 @@
-"""How well clips find their texts and texts their clips (DESIGN section 8).
+"""How well clips find their texts and texts their clips (docs/plan.md).
 
 *Multi-instance*: a clip ranks the distinct texts, a distinct text ranks the clips. Right for a clip
 is its own text, and every text of another clip of the same moment: same recording, same level,

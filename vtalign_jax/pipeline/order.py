@@ -41,7 +41,7 @@ class BatchOrder:
     """The batches of a training run.
 
     A batch starts with its groups: up to `group_size` clips of one recording, whole groups until
-    `grouped_fraction` of the rows is filled, so that soft negatives exist (DESIGN section 6). The
+    `grouped_fraction` of the rows is filled, so that soft negatives exist (docs/plan.md). The
     other rows are singles, as are all rows once an epoch's groups have run out.
 
     Attributes:
