@@ -1,6 +1,7 @@
 """GradCache: the loss and gradients of the direct step, whatever the microbatch and the devices."""
 
 import re
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,24 +27,39 @@ def make_parts(devices: int, **sections):
     return config, bind, frozen, init_state(params, OPTIMIZER, 0, mesh), mesh
 
 
+class Found(NamedTuple):
+    loss: float
+    gradient: dict
+    z_video: dict  # by record
+
+
 def direct(batch, **sections):
-    """Return (loss, gradient) of the direct step on one device."""
+    """Return what the direct step finds on one device."""
     config, bind, frozen, state, mesh = make_parts(1, **sections)
     before = jax.device_get(state.params)
     step = make_train_step(bind, OPTIMIZER, lambda step: 1.0, config, mesh)
-    state, metrics, *_ = step(state, frozen, sharding.to_devices(batch, mesh))
-    return float(metrics["loss"]), _gradient(before, state)
+    return _found(before, *step(state, frozen, sharding.to_devices(batch, mesh)))
 
 
-def streamed(batch, devices, microbatch, keep, steps=1, **sections):
-    """Return (loss, gradient, step) of a streamed step, or of the last of several."""
+def streamed(batch, devices, microbatch, keep, **sections):
+    """Return what a streamed step finds."""
+    step, frozen, state = make_step(devices, microbatch, keep, **sections)
+    before = jax.device_get(state.params)
+    return _found(before, *step(state, frozen, batch))
+
+
+def make_step(devices, microbatch, keep, **sections):
+    """Return (step, frozen, state)."""
     train = {"microbatch": microbatch, "keep_prefix": keep}
     config, bind, frozen, state, mesh = make_parts(devices, train=train, **sections)
     step = StreamedStep(bind, OPTIMIZER, lambda step: 1.0, config, mesh, say=lambda line: None)
-    for _ in range(steps):
-        before = jax.device_get(state.params)
-        state, metrics, *_ = step(state, frozen, batch)
-    return float(metrics["loss"]), _gradient(before, state), step
+    return step, frozen, state
+
+
+def _found(before, state, metrics, embedded, identity):
+    rows = zip(np.asarray(identity.record), np.asarray(embedded.z_video), strict=True)
+    of_record = {int(record): z for record, z in rows if record >= 0}
+    return Found(float(metrics["loss"]), _gradient(before, state), of_record)
 
 
 def _gradient(before, state):
@@ -62,11 +78,14 @@ def expected(batch):
 
 
 def _check(found, expected):
-    assert found[0] == pytest.approx(expected[0], rel=1e-5)
-    assert found[1].keys() == expected[1].keys()
-    for path, value in expected[1].items():
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.gradient.keys() == expected.gradient.keys()
+    for path, value in expected.gradient.items():
         assert np.any(value), f"no gradient reaches {path}"
-        assert relative_error(found[1][path], value) < 1e-5, path
+        assert relative_error(found.gradient[path], value) < 1e-5, path
+    assert found.z_video.keys() == expected.z_video.keys()  # each row with its own identity
+    for record, z in expected.z_video.items():
+        assert relative_error(found.z_video[record], z) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -122,51 +141,34 @@ def test_the_losses_are_weighted_as_configured():
     assert float(metrics["loss"]) == pytest.approx(itc + 0.5 * itm + 0.2 * caption, rel=1e-6)
 
 
-def test_four_functions_are_traced_once_each_over_several_steps(batch):
-    *_, step = streamed(batch, 2, 3, "device", steps=3)
+def test_four_functions_are_traced_once_and_no_device_waits_inside_the_loop(batch):
+    step, frozen, state = make_step(4, 2, "device")
+    for _ in range(3):
+        state, *_ = step(state, frozen, batch)
     assert [function._cache_size() for function in step.functions] == [1, 1, 1, 1]
 
-
-def test_no_reduction_over_devices_happens_inside_the_loop(batch):
-    *_, step = streamed(batch, 4, 2, "device")
-    calls = {}
-    for name in ("embed", "accumulate"):
-        function = getattr(step.functions, name)
-        calls[name] = []
-        step.functions = step.functions._replace(**{name: _recording(function, calls[name])})
-    _, _, frozen, state, _ = make_parts(4, train={"microbatch": 2})
+    made = {"embed": [], "accumulate": []}
+    plain = step.functions
+    for name, calls in made.items():
+        recording = _recording(getattr(plain, name), calls)
+        step.functions = step.functions._replace(**{name: recording})
     step(state, frozen, batch)
-    for name, (function, arguments) in ((name, made[0]) for name, made in calls.items()):
-        text = function.lower(*arguments).compile().as_text()
+    for name, calls in made.items():
+        text = getattr(plain, name).lower(*calls[0]).compile().as_text()
         assert not re.search(r"all-reduce|reduce-scatter|all-gather|all-to-all", text), name
 
 
-def _recording(function, made):
+def _recording(function, calls):
     """Return the function, keeping the shapes of each call's arguments."""
 
     def call(*arguments):
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments
         )
-        made.append((function, shapes))
+        calls.append(shapes)
         return function(*arguments)
 
     return call
-
-
-def test_embeddings_come_back_with_the_identity_of_their_rows(batch):
-    config, bind, frozen, state, mesh = make_parts(2, train={"microbatch": 3})
-    params = jax.device_get(state.params)
-    step = StreamedStep(bind, OPTIMIZER, lambda step: 1.0, config, mesh, say=lambda line: None)
-    _, _, embedded, identity = step(state, frozen, batch)
-    whole = make_train_step(bind, OPTIMIZER, lambda step: 1.0, config, mesh)
-    state = init_state(params, OPTIMIZER, 0, mesh)
-    _, _, direct, own = whole(state, frozen, sharding.to_devices(batch, mesh))
-    of_record = {int(r): z for r, z in zip(own.record, direct.z_video, strict=True) if r >= 0}
-    real = np.asarray(identity.row_mask)
-    assert sorted(np.asarray(identity.record)[real].tolist()) == sorted(of_record)
-    for record, z in zip(identity.record[real], embedded.z_video[real], strict=True):
-        assert relative_error(z, of_record[int(record)]) < 1e-5
 
 
 def test_the_place_of_what_is_kept_follows_the_free_memory_and_is_said(batch, monkeypatch):
