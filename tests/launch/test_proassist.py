@@ -26,7 +26,7 @@ def test_four_commands_take_a_proassist_tree_to_a_verified_adapter(tmp_path):
         "--frames=4",
     )
     assert "launch/train.py" in output
-    train = open_split(dataset, "train")
+    train = open_split(str(dataset), "train")
     assert len(train) == tree.clips["train"]
     # Two cameras, each with an assembly and a disassembly part, are one recording.
     assert len(np.unique(train.identity.uid)) == 4

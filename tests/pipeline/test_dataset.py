@@ -111,7 +111,7 @@ def test_level_order_window_and_span_are_those_of_the_node(split):
     assert identity.row_mask.all()
     np.testing.assert_array_equal(identity.record, np.arange(len(CLIPS)))
     kinds = {name: str(values.dtype) for name, values in identity._asdict().items()}
-    floats = {"window": "float32", "span": "float32", "row_mask": "bool"}
+    floats = dict.fromkeys(("window", "span", "signature"), "float32") | {"row_mask": "bool"}
     assert kinds == dict.fromkeys(kinds, "int32") | floats
 
 
