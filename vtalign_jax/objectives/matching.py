@@ -68,11 +68,18 @@ def make_matching(objective: ObjectiveConfig, mesh: Mesh, tile: int = TILE) -> C
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         known = jax.lax.stop_gradient((z_video, z_text, temperature))
         drawn = draw(*known, identity, key)
-        clips = jnp.stack([z_video, z_video, z_video[jnp.maximum(drawn.clip, 0)]], axis=1)
-        texts = jnp.stack([z_text, z_text[jnp.maximum(drawn.text, 0)], z_text], axis=1)
-        pairs = jnp.concatenate([clips, texts], axis=-1)  # [B, 3, 2 E]
-        pairs = jax.lax.with_sharding_constraint(pairs, rows)
-        logits = head(pairs.reshape(-1, pairs.shape[-1])).reshape(-1, 3)
+        own = jnp.arange(len(z_video), dtype=jnp.int32)
+        clips = jnp.stack([own, own, jnp.maximum(drawn.clip, 0)])  # [3, B]
+        texts = jnp.stack([own, jnp.maximum(drawn.text, 0), own])
+
+        # One kind of pair after the other, made again for the gradient: side by side they would
+        # take more than everything else here.
+        def score(_: None, kind: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+            pairs = jnp.concatenate([z_video[kind[0]], z_text[kind[1]]], axis=-1)  # [B, 2 E]
+            return None, head(jax.lax.with_sharding_constraint(pairs, rows))
+
+        _, logits = jax.lax.scan(jax.checkpoint(score, prevent_cse=False), None, (clips, texts))
+        logits = logits.T
         exists = jnp.stack([identity.row_mask, drawn.text >= 0, drawn.clip >= 0], axis=1)
         return _cross_entropy(logits, exists)
 
