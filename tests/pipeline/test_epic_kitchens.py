@@ -1,47 +1,23 @@
 """Same texts weigh 0: EPIC-KITCHENS-100's validation set, from its CSV to weights of batches."""
 
-import base64
-import csv
-
 import numpy as np
 import pytest
 
-from data.dst_clips.write import Listeners, Machines, write_dataset
-from tests.pipeline.clip_fixtures import FakeTokenizer, jpeg
-from tests.proassist_tree import write_arrow
-from tests.samples import SAMPLES
+from tests.epic_kitchens import FRAMES, SEGMENTS, SIZE, prepare_validation
+from tests.pipeline.clip_fixtures import FakeTokenizer
 from vtalign_jax.config import resolve
 from vtalign_jax.dst.identity import text_key
-from vtalign_jax.dst.plan import Settings, make_plan
-from vtalign_jax.dst.tree import parse_seconds
 from vtalign_jax.objectives.negatives import class_weights, pair_classes
-from vtalign_jax.pipeline.dataset import open_split
 from vtalign_jax.pipeline.loader import make_loader
 
 pytestmark = pytest.mark.samples
 
-CSV = SAMPLES / "epic_kitchens_100" / "EPIC_100_validation.csv"
-SIZE, FRAMES, BATCH, SEGMENTS = 32, 2, 512, 9668
+BATCH = 512
 
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    """All segments as `prepare` makes them; the videos show nothing, two frames a second."""
-    root = tmp_path_factory.mktemp("epic")
-    (root / "frames").mkdir()
-    with CSV.open(newline="") as file:
-        ends = {}
-        for row in csv.DictReader(file):
-            seconds = parse_seconds(row["stop_timestamp"])
-            ends[row["video_id"]] = max(ends.get(row["video_id"], 0.0), seconds)
-    encoded = base64.b64encode(jpeg("gray", SIZE)).decode()
-    for uid, seconds in ends.items():
-        write_arrow(root / "frames" / f"{uid}.arrow", [encoded] * (int(2 * seconds) + 1))
-    frames = str(root / "frames")
-    settings = Settings(str(CSV), frames, image_size=SIZE, frames=FRAMES, source_fps=30.0)
-    written = write_dataset(make_plan(settings), str(root / "out"), Machines(), Listeners())
-    assert written.skips == []
-    return open_split(str(root / "out"), "val")
+    return prepare_validation(tmp_path_factory.mktemp("epic"))
 
 
 def test_every_pair_of_equal_texts_of_an_epoch_weighs_nothing_but_a_clip_with_itself(split):
