@@ -13,39 +13,41 @@ from vtalign_jax.training.state import init_state
 from vtalign_jax.training.step import make_train_step
 
 
-@pytest.fixture(scope="module")
-def traced():
-    """Return (jaxpr of a step without ITM and captions, paths of the arguments it reads)."""
-    config = make_config(tune={"dropout": 0.0})
+def trace(**weights):
+    """Return (equations of a step, paths of the arguments it reads)."""
+    config = make_config(tune={"dropout": 0.0}, objective=weights)
     bind, params, frozen = make_aligner(config)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = optax.sgd(0.1)
     step = make_train_step(bind, optimizer, lambda step: 0.1, config, mesh)
-    batch = jax.tree.map(jnp.asarray, make_batch(8))
+    batch = jax.tree.map(jnp.asarray, make_batch(8, has_captions=True))
     arguments = (init_state(params, optimizer, 0, mesh), frozen, batch)
     (call,) = jax.make_jaxpr(step)(*arguments).eqns
     inner = call.params["jaxpr"].jaxpr
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(arguments)]
     used = {id(x) for x in inner.outvars} | {id(x) for e in inner.eqns for x in e.invars}
-    return inner, {path for path, x in zip(paths, inner.invars, strict=True) if id(x) in used}
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(arguments)]
+    read = [path for path, x in zip(paths, inner.invars, strict=True) if id(x) in used]
+    return list(_equations(inner)), read
 
 
-def test_neither_captions_nor_the_matrix_of_words_are_read(traced):
-    _, read = traced
-    assert any("clip_ids" in path for path in read)
-    assert not any("caption_mask" in path for path in read)
-    assert not any("lm_head" in path for path in read)
-    assert not any("matching_head" in path for path in read)
+@pytest.mark.parametrize(
+    ("itm_weight", "caption_weight"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.2)], ids=str
+)
+def test_a_step_holds_only_the_losses_that_have_a_weight(itm_weight, caption_weight):
+    equations, read = trace(itm_weight=itm_weight, caption_weight=caption_weight)
 
+    def is_read(name):
+        return any(name in path for path in read)
 
-def test_no_logits_of_words_are_computed_and_no_negative_is_drawn(traced):
-    inner, _ = traced
-    equations = list(_equations(inner))
+    assert is_read("clip_ids")
+    assert is_read("matching_head") == (itm_weight > 0)
+    assert is_read("caption_mask") == is_read("lm_head") == (caption_weight > 0)
+    words = HF_CONFIG["text_config"]["vocab_size"]
     products = [e for e in equations if e.primitive.name == "dot_general"]
     assert products
-    words = HF_CONFIG["text_config"]["vocab_size"]
-    assert not any(words in e.outvars[0].aval.shape for e in products)
-    assert not [e for e in equations if "random" in e.primitive.name]
+    assert any(words in e.outvars[0].aval.shape for e in products) == (caption_weight > 0)
+    draws = [e for e in equations if "random" in e.primitive.name]
+    assert bool(draws) == (itm_weight > 0)
 
 
 def _equations(jaxpr):
