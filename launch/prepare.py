@@ -54,7 +54,7 @@ def main() -> None:
         print(f"{dataset_path(args.out)} holds exactly this already, nothing to do")
     else:
         _write(plan, args.out, args.max_skipped, _machines())
-    print(f"next: python launch/train.py --config=configs/pretrain.py --config.data.dir={args.out}")
+    print(_next_command(plan, args.out))
 
 
 def _is_done(plan: Plan, out: str, overwrite: bool) -> bool:
@@ -68,6 +68,15 @@ def _is_done(plan: Plan, out: str, overwrite: bool) -> bool:
             "another --out"
         )
     return True
+
+
+def _next_command(plan: Plan, out: str) -> str:
+    """Return the line that ends the command; training needs splits train and val."""
+    command = "python launch/train.py --config=configs/pretrain.py --config.data.dir"
+    missing = [split for split in ("train", "val") if split not in plan.jobs]
+    if missing:
+        return f"next, with a DATASET of split {' and '.join(missing)}: {command}={out},DATASET"
+    return f"next: {command}={out}"
 
 
 def _machines() -> Machines:

@@ -152,9 +152,9 @@ def _write_on_beam(
     plan: Plan, rendered: str, data_dir: str, machines: Machines, listeners: Listeners
 ) -> tuple[Builder, list[Skip]]:
     """Render the jobs and write the records in one pipeline."""
-    config = tfds.download.DownloadConfig(
-        beam_runner=machines.beam_runner, beam_options=_pipeline_options(machines.beam_options)
-    )
+    options = _pipeline_options(machines.beam_options)
+    _check_runner(machines.beam_runner)
+    config = tfds.download.DownloadConfig(beam_runner=machines.beam_runner, beam_options=options)
     listeners.say(f"rendering and writing on Apache Beam's {machines.beam_runner}")
     builder = Builder(plan=plan, folder=rendered, is_on_beam=True, data_dir=data_dir)
     try:
@@ -213,6 +213,15 @@ def _pipeline_options(options: tuple[str, ...]) -> Any:
     finally:
         logging.disable(logging.NOTSET)
     return PipelineOptions(flags=[f"--{option}" for option in options])
+
+
+def _check_runner(name: str) -> None:
+    from apache_beam.runners import create_runner
+
+    try:
+        create_runner(name)
+    except (ValueError, ImportError, AttributeError) as error:  # a short name, or a class's path
+        raise UserError(f"no --beam_runner={name}: {error}") from None
 
 
 def _download_and_prepare(builder: Builder, config: tfds.download.DownloadConfig) -> None:

@@ -164,6 +164,13 @@ def test_beam_that_is_not_installed_is_said_with_the_remedy(plan, tmp_path, monk
         _write(plan, tmp_path, Machines(beam_runner="DirectRunner"))
 
 
+@pytest.mark.parametrize("runner", ["NoRunner", "no_module.NoRunner", "json.NoRunner"])
+def test_a_runner_that_beam_does_not_know_is_refused_by_name(plan, tmp_path, runner):
+    with pytest.raises(UserError, match=f"no --beam_runner={runner}"):
+        _write(plan, tmp_path, Machines(beam_runner=runner))
+    assert existing_fingerprint(str(tmp_path)) is None
+
+
 def test_a_refusal_comes_before_writing_and_leaves_nothing_under_the_final_name(plan, tmp_path):
     seen, said = [], []
 

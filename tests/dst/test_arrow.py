@@ -153,6 +153,19 @@ def test_a_file_cut_in_the_middle_gives_its_rows_and_names_the_cut(tmp_path):
         assert "cut off after row 20" in found[time].detail
 
 
+def test_the_file_format_of_arrow_is_read_like_the_stream_even_if_cut(tmp_path):
+    path = tmp_path / "v.arrow"
+    table = pa.table({"frame": [base64.b64encode(_jpeg(index)).decode() for index in range(40)]})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=10)
+    assert _ask(ArrowFrames(str(path), 30.0), [0.0, 19.9, 20.0]) == [(0.0, 0), (19.9, 39)]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * 0.6)])
+    found = dict(_ask(ArrowFrames(str(path), 30.0), [9.9, 10.0]))
+    assert found[9.9] == 19
+    assert "cut off after row 20" in found[10.0].detail
+
+
 def test_what_is_no_frame_file_is_refused_with_a_reason(tmp_path):
     path = tmp_path / "v.arrow"
     for content in (b"", b"no arrow" * 20):

@@ -176,10 +176,22 @@ def test_a_killed_prepare_goes_on_with_the_same_command_and_leaves_no_process(tr
         assert examples[0] == examples[1]
 
 
+def test_without_a_split_that_training_needs_the_next_command_asks_for_it(tree, tmp_path):
+    _, *others = _tree_flags(tree, tree.frames, tmp_path)
+    for split, missing in (("train", "val"), ("val", "train")):
+        only = f"--annotations={pathlib.Path(tree.annotations.split(',')[0]).parent}/{split}.json"
+        done = _prepare(only, *others, "--overwrite")
+        assert done.returncode == 0, done.stderr
+        last = done.stdout.splitlines()[-1]
+        assert last.startswith(f"next, with a DATASET of split {missing}: python launch/train.py ")
+        assert last.endswith(f"--config.data.dir={tmp_path},DATASET")
+
+
 def test_flags_of_machines_that_do_not_fit_are_refused(tree, tmp_path):
     flags = _tree_flags(tree, tree.frames, tmp_path)
     assert "--workers must be 0 or more" in _refused(*flags, "--workers=-1")
     assert "--beam_runner" in _refused(*flags, "--beam_options=direct_num_workers=2")
+    assert "no --beam_runner=NoRunner: " in _refused(*flags, "--beam_runner=NoRunner")
 
 
 BAD = [

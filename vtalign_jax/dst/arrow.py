@@ -1,4 +1,4 @@
-"""ProAssist Arrow frames: an Arrow IPC stream of base64 JPEGs, about two a second.
+"""ProAssist Arrow frames: an Arrow IPC stream or file of base64 JPEGs, about two a second.
 
 Every `step`-th frame of the video was kept, so row k shows the time from `k * step / source_fps`
 on, and the rate is 2.0 only for 30 and 60 frames a second (2.141 for 29.97). In a file made of
@@ -21,6 +21,7 @@ from vtalign_jax.dst.images import MAX_BYTES
 from vtalign_jax.dst.mapped import open_mapped
 
 _COLUMNS = ("frame", "image")
+_FILE_MAGIC = b"ARROW1\0\0"  # of an IPC file: then comes a stream, then an index of it
 _TEXT = (pa.types.is_string, pa.types.is_large_string)  # base64
 _BASE64_GROWTH = 4 / 3
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary)  # the image file itself
@@ -38,11 +39,11 @@ class ArrowFrames:
         """Open the file.
 
         Args:
-          path: an Arrow IPC stream with a column `frame` or `image` of base64 text or of bytes.
+          path: an Arrow IPC stream or file; its column `frame` or `image` is base64 text or bytes.
           source_fps: frame rate of the video that the rows were taken from, frames a second.
 
         Raises:
-          FrameError: no Arrow stream, no such column or type, or a frame rate below 2.
+          FrameError: no Arrow data, no such column or type, or a frame rate below 2.
         """
         self._path = path
         step = row_step(source_fps)
@@ -52,6 +53,7 @@ class ArrowFrames:
         self._damage = ""
         try:
             self._file = open_mapped(path)
+            _skip_magic(self._file)
             self._columns, self._starts = self._read_batches(pa.ipc.open_stream(self._file))
         except (pa.ArrowException, OSError) as error:
             raise FrameError("unreadable Arrow file", f"{path}: {error}") from None
@@ -116,3 +118,9 @@ class ArrowFrames:
             return base64.b64decode(value, validate=True) if self._is_text else value.to_pybytes()
         except (binascii.Error, ValueError) as error:
             return FrameFault("damaged picture", f"{self._path} row {row}: {error}")
+
+
+def _skip_magic(file: Any) -> None:
+    """Go to the stream within an IPC file, which is readable even if the index is cut off."""
+    if file.read(len(_FILE_MAGIC)) != _FILE_MAGIC:
+        file.seek(0)

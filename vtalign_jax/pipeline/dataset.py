@@ -226,7 +226,10 @@ def open_split(data_dir: str, split: str) -> ClipSplit:
     opened = ClipSplit(split, list(known), datasets)
     if not opened.parts:
         filled = "; ".join(f"{name} has {', '.join(_filled_splits(name))}" for name in names)
-        raise UserError(f"no clips of split {split!r} in {data_dir}: {filled}")
+        raise UserError(
+            f"no clips of split {split!r} in {data_dir}: {filled}; name a dataset that has it too, "
+            "separated by a comma"
+        )
     return opened
 
 
