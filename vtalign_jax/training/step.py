@@ -12,7 +12,7 @@ from vtalign_jax import sharding
 from vtalign_jax.array_types import Batch, Identity
 from vtalign_jax.config import Config, ObjectiveConfig
 from vtalign_jax.models.aligner import AlignerModel
-from vtalign_jax.objectives.captioning import caption_nll, count_tokens
+from vtalign_jax.objectives.captioning import TILE, caption_nll, count_tokens
 from vtalign_jax.objectives.info_nce import make_info_nce
 from vtalign_jax.objectives.matching import make_matching
 from vtalign_jax.training.state import TrainState
@@ -100,6 +100,7 @@ def embed_and_caption(
     most_tokens: int,
     prefixes: Prefixes = NOTHING_KEPT,
     depth: str = "tower",
+    devices: int = 1,
 ) -> tuple[Embedded, jax.Array]:
     """Return what `embed` does, and the summed negative log-likelihood of the captions.
 
@@ -110,6 +111,7 @@ def embed_and_caption(
       most_tokens: the most tokens of a caption that are predicted.
       prefixes: see `embed`.
       depth: see `embed`.
+      devices: over which the rows are split; each holds a tile of logits.
     """
     clips, captions = model.captioned_clips(
         batch.clip_ids,
@@ -122,7 +124,8 @@ def embed_and_caption(
         depth=depth,
     )
     embedded = Embedded(model.project_clips(clips), _embed_texts(model, batch, keys, prefixes))
-    return embedded, caption_nll(model.base.logits, captions, batch.identity.row_mask)
+    tile = devices * TILE
+    return embedded, caption_nll(model.base.logits, captions, batch.identity.row_mask, tile)
 
 
 def _embed_texts(model: AlignerModel, batch: Batch, keys: tuple, prefixes: Prefixes) -> jax.Array:
@@ -167,7 +170,8 @@ def make_loss(bind: Bind, config: Config, mesh: Mesh) -> Callable:
         keys = row_keys(seed, step, batch.identity) if has_dropout else (None, None)
         caption = {}
         if weight:
-            embedded, nll = embed_and_caption(model, batch, keys, config.data.max_text_tokens)
+            most = config.data.max_text_tokens
+            embedded, nll = embed_and_caption(model, batch, keys, most, devices=mesh.size)
             tokens = count_tokens(batch.caption_mask, batch.identity.row_mask)
             caption = {"loss_caption": nll / jnp.maximum(tokens, 1.0)}
         else:
