@@ -70,6 +70,13 @@ def test_a_run_leaves_what_it_should(finished, dataset):
     recorded = rows(finished)
     assert [row["step"] for row in recorded if "val/recall@5" in row] == [0, 3, 6, 9, 12]
     assert [row["step"] for row in recorded if "train/loss" in row] == list(range(1, 13))
+    trained = [row for row in recorded if "train/loss" in row]
+    for row in trained:  # one recording alone is trained on
+        assert row["train/gradient/same_recording"] == pytest.approx(1.0)
+        assert row["train/pairs/cross_recording"] == 0.0
+    named = [json.loads(line) for line in (finished / "confused.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in named] == list(range(1, 13))
+    assert all(row["pairs"] for row in named)
     assert recorded[0]["step"] == 0
     assert "chance/recall@5" in recorded[0]
     assert any("zero_shot/recall@5" in row for row in recorded[:2])
@@ -110,6 +117,7 @@ def test_kill_9_and_the_same_command_end_as_if_nothing_had_happened(tmp, finishe
     output = commands.run(tmp, *train_arguments(dataset, workdir))
     assert "resuming after step" in output
     assert rows(workdir) == rows(finished)
+    assert (workdir / "confused.jsonl").read_text() == (finished / "confused.jsonl").read_text()
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(tmp, finished, dataset):

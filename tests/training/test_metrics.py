@@ -113,7 +113,7 @@ def test_progress_off_a_terminal_is_plain_lines():
     timing = {"train/pairs_per_second": 123.44, "train/data_wait": 0.021}
     progress.show(4, timing | {"train/loss": 2.5, "train/loss_itc": 2.25, "train/temperature": 0.1})
     progress.set_recall(0.25, 0.5)
-    progress.show(5, timing | {"train/loss": 2.5})
+    progress.show(5, timing | {"train/loss": 2.5, "train/loss/same_recording": 0.3})
     assert stream.getvalue().splitlines() == [
         "step 4/20: loss 2.5000, loss_itc 2.2500, 123.4 pairs/s, data wait 2%",
         "step 5/20: loss 2.5000, 123.4 pairs/s, data wait 2%, recall@5 0.250 (best 0.500)",
