@@ -116,6 +116,15 @@ def test_a_connector_tuned_in_full_and_a_head_a_modality(batch):
     _check(streamed(batch, 2, 4, "device", **sections), direct(batch, **sections))
 
 
+def test_texts_that_are_similar_are_found_in_other_microbatches_too(batch, expected):
+    signature = np.eye(4, dtype=np.float32)[np.arange(16) % 4]  # alike every fourth row
+    alike = batch._replace(identity=batch.identity._replace(signature=signature))
+    sections = {"objective": {"similar_text_threshold": 0.5}}
+    found = streamed(alike, 2, 3, "never", **sections)
+    _check(found, direct(alike, **sections))
+    assert found.loss < expected.loss - 1e-3
+
+
 ALL_LOSSES = {
     "objective": {"itm_weight": 0.5, "caption_weight": 0.2},
     "data": {"max_text_tokens": 8},
