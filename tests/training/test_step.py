@@ -179,6 +179,26 @@ def test_temperature_stays_above_its_bound_and_can_return(run):
     assert float(state.params["log_temperature"]) >= bound - 1e-6
 
 
+def test_bfloat16_stays_finite_at_the_temperatures_bound_and_far_above_it():
+    model = {"compute_dtype": "bfloat16", "frozen_dtype": "bfloat16"}
+    losses = {"itm_weight": 0.5, "caption_weight": 0.2}
+    config = make_config(model=model, objective=losses, data={"max_text_tokens": 8})
+    bind, params, frozen = make_aligner(config)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:2])
+    optimizer = optim.make_optimizer(config.optim, 50)
+    step = make_train_step(bind, optimizer, optim.learning_rate(config.optim, 50), config, mesh)
+    frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
+    batch = sharding.to_devices(make_batch(8, has_captions=True), mesh)
+    for temperature in (MIN_TEMPERATURE, 10.0):
+        start = params | {"log_temperature": jax.numpy.log(jax.numpy.float32(temperature))}
+        state = init_state(start, optimizer, seed=0, mesh=mesh)
+        for _ in range(20):
+            state, metrics, *_ = step(state, frozen, batch)
+            assert all(np.isfinite(value) for value in jax.tree.leaves(jax.device_get(metrics)))
+        assert int(state.skipped) == 0
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.device_get(state.params).values())
+
+
 def test_a_batch_that_does_not_divide_names_sizes_that_would():
     mesh = sharding.make_mesh(MeshConfig())
     with pytest.raises(sharding.UserError, match="use 8 or 16"):
