@@ -202,7 +202,7 @@ def _read_rows(chunks: _Chunks, row_maker: RowMaker, prefetch_batches: int) -> g
         shares = shares.mp_prefetch(options, worker_init_fn=_start_worker)
         interleaved = functools.partial(_interleaved, chunk_rows=chunks.size)
         shares = shares.batch(workers, batch_fn=interleaved)
-    return grain.experimental.ThreadPrefetchIterDataset(shares, prefetch_buffer_size=1)
+    return grain.experimental.ThreadPrefetchIterDataset(shares, prefetch_buffer_size=3)
 
 
 def _start_worker(worker: int, workers: int) -> None:
