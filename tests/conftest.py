@@ -5,6 +5,8 @@ Tests of the sample data are left out where there are none, and said to be.
 
 import os
 
+from tests.samples import SAMPLES
+
 DEVICES = 8
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,8 +27,6 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torch beside JAX, in two 
 import jax  # noqa: E402  (the variables above are read when JAX is imported)
 
 assert jax.device_count() == DEVICES, f"expected {DEVICES} CPU devices, got {jax.devices()}"
-
-from tests.samples import SAMPLES  # noqa: E402
 
 
 def pytest_report_header():

@@ -25,6 +25,7 @@ from vtalign_jax.processes import make_pool
 NAME, VERSION = "dst_clips", "1.0.0"
 
 _ROWS_A_BATCH = 1024
+Result = tuple[int, list[Skip]]  # of a job: records written, pairs left out
 _SCHEMA = SCHEMA.append(pa.field("num_frames", pa.int64()))
 
 
@@ -138,10 +139,12 @@ def _write_here(
     plan: Plan, rendered: str, data_dir: str, machines: Machines, listeners: Listeners
 ) -> tuple[Builder, list[Skip]]:
     """Render every job with this machine's processes, then write the records in this one."""
+    results = []
     with make_pool(machines.workers) as pool:
         for taken, left_out in render_all(_jobs(plan), rendered, pool):
             listeners.progress(taken, len(left_out))
-    skips = _settle(plan, rendered, listeners)
+            results.append((taken, left_out))
+    skips = _settle(plan, results, listeners)
     listeners.say("writing the records")
     builder = Builder(plan=plan, folder=rendered, data_dir=data_dir)
     _download_and_prepare(builder, tfds.download.DownloadConfig())
@@ -161,22 +164,31 @@ def _write_on_beam(
         _download_and_prepare(builder, config)
     except Exception:
         with contextlib.suppress(OSError):  # not all is rendered: it failed otherwise
-            _settle(plan, rendered, listeners)  # a split is empty
+            _settle(plan, _read_results(plan, rendered), listeners)  # a split is empty
         raise
-    return builder, _settle(plan, rendered, listeners)
+    return builder, _settle(plan, _read_results(plan, rendered), listeners)
 
 
-def _settle(plan: Plan, folder: str, listeners: Listeners) -> list[Skip]:
+def _read_results(plan: Plan, folder: str) -> list[Result]:
+    return [read_result(folder, job) for job in _jobs(plan)]
+
+
+def _settle(plan: Plan, results: list[Result], listeners: Listeners) -> list[Skip]:
     """Return what is left out of the dataset, once every job is rendered.
+
+    Args:
+      plan: what is to be written.
+      results: of its jobs, split after split.
+      listeners: whom to ask.
 
     Raises:
       UserError: nothing is left of a split, or `check_skips` refuses.
     """
     skips, taken = list(plan.skips), dict.fromkeys(plan.jobs, 0)
     reasons: dict[str, str] = {}
+    rendered = iter(results)
     for split, jobs in plan.jobs.items():
-        for job in jobs:
-            records, left_out = read_result(folder, job)
+        for records, left_out in itertools.islice(rendered, len(jobs)):
             taken[split] += records
             skips += left_out
             if left_out:

@@ -9,6 +9,9 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from vtalign_jax.interop.tiny import write_tiny_checkpoint
+from vtalign_jax.interop.tokens import ClipTokenizer
+
 IMAGE_SIZE, FRAMES, WINDOW_SECONDS = 24, 4, 4.0
 _STRINGS = (
     *("clip_id", "text", "parent_text", "level", "node_id"),
@@ -153,3 +156,11 @@ class FakeTokenizer:
     @staticmethod
     def text(ids, mask):
         return "".join(chr(i) for i in ids[mask][:-1])
+
+
+def make_tiny_tokenizer(directory):
+    """Return the tiny checkpoint's tokenizer, for frames of the size stored here."""
+    write_tiny_checkpoint(directory)
+    tokenizer = ClipTokenizer(directory)
+    tokenizer.image_size = IMAGE_SIZE
+    return tokenizer

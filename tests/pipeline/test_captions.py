@@ -5,16 +5,14 @@ import pytest
 
 from tests.pipeline.clip_fixtures import (
     FRAMES,
-    IMAGE_SIZE,
     FakeTokenizer,
     jpeg,
     make_clip,
+    make_tiny_tokenizer,
     write_dataset,
 )
 from vtalign_jax.config import resolve
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop.tiny import write_tiny_checkpoint
-from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.pipeline.clip_cache import ClipCache
 from vtalign_jax.pipeline.dataset import open_split
 from vtalign_jax.pipeline.order import PADDING
@@ -38,11 +36,7 @@ def split(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny_tokenizer(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny")
-    write_tiny_checkpoint(directory)
-    tokenizer = ClipTokenizer(directory)
-    tokenizer.image_size = IMAGE_SIZE  # the fixture's frames are smaller than the model's
-    return tokenizer
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
 
 
 def make_rows(split, weight=0.2, tokenizer=None, train=True, probability=0.0, tokens=12):

@@ -10,13 +10,12 @@ from tests.pipeline.clip_fixtures import (
     FakeTokenizer,
     jpeg,
     make_clip,
+    make_tiny_tokenizer,
     write_dataset,
 )
 from vtalign_jax.config import resolve
 from vtalign_jax.dst.pairs import frame_times
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop.tiny import write_tiny_checkpoint
-from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.pipeline import transforms
 from vtalign_jax.pipeline.clip_cache import ClipCache
 from vtalign_jax.pipeline.dataset import open_split
@@ -59,11 +58,7 @@ def split(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny_tokenizer(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny")
-    write_tiny_checkpoint(directory)
-    tokenizer = ClipTokenizer(directory)
-    tokenizer.image_size = IMAGE_SIZE  # the fixture's frames are smaller than the model's
-    return tokenizer
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
 
 
 def make_rows(split, tokenizer=None, probability=0.0, cache=None, train=True, **data):

@@ -225,7 +225,7 @@ class _LogSum(NamedTuple):
     @classmethod
     def over(cls, values: jax.Array, axis: int) -> "_LogSum":
         peak = jnp.max(values, axis=axis)
-        shifted = values - jnp.expand_dims(_finite(peak), axis)
+        shifted = values - jnp.expand_dims(finite_peak(peak), axis)
         return cls(peak, jnp.sum(jnp.exp(shifted), axis=axis))
 
     def plus(self, other: "_LogSum") -> "_LogSum":
@@ -240,10 +240,10 @@ class _LogSum(NamedTuple):
         return self.peak + jnp.log(self.total)
 
     def _below(self, peak: jax.Array) -> jax.Array:
-        return self.total * jnp.exp(self.peak - _finite(peak))
+        return self.total * jnp.exp(self.peak - finite_peak(peak))
 
 
-def _finite(peak: jax.Array) -> jax.Array:
+def finite_peak(peak: jax.Array) -> jax.Array:
     """Return the peak, or 0 where nothing has been summed; NaN stays."""
     return jnp.where(peak == -jnp.inf, 0.0, peak)
 

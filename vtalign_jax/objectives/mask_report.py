@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from vtalign_jax.array_types import Identity
 from vtalign_jax.config import ObjectiveConfig
 from vtalign_jax.objectives import negatives
-from vtalign_jax.objectives.info_nce import TILE, chunked
+from vtalign_jax.objectives.info_nce import TILE, chunked, finite_peak
 
 CONFUSED = 10  # pairs named
 PAIRED = negatives.CLASSES[: negatives.CLASSES.index("positive")]  # classes of pairs i != j
@@ -205,12 +205,12 @@ def _taken(
       Two float32[len(weighing_classes)]: loss, and squared norm of the gradient to the rows.
     """
     kinds = [negatives.CLASSES.index(name) for name in weighing_classes(pairs.objective)]
-    rival, total = _anchor(sums.rival)[:, None], _anchor(sums.total())[:, None]
+    rival, total = finite_peak(sums.rival)[:, None], finite_peak(sums.total())[:, None]
 
     def body(found: tuple, chunk: tuple) -> tuple[tuple, None]:
         column, who, column_total = chunk
         _, weighted, classes = _tile(side.rows, column, pairs, who)
-        slope = jnp.exp(weighted - total) + jnp.exp(weighted - _anchor(column_total))
+        slope = jnp.exp(weighted - total) + jnp.exp(weighted - finite_peak(column_total))
         share = jnp.exp(weighted - rival)  # of a row's loss
         shares, pulls = [], []
         for kind, (share_before, pull_before) in zip(kinds, found, strict=True):
@@ -243,11 +243,6 @@ def _tile(
     return jnp.where(is_right, scores, -jnp.inf), jnp.where(is_right, -jnp.inf, weighted), classes
 
 
-def _anchor(log_sum: jax.Array) -> jax.Array:
-    """Return what to subtract before exp: 0 where nothing has been summed; NaN stays."""
-    return jnp.where(log_sum == -jnp.inf, 0.0, log_sum)
-
-
 def _counted(
     counts: jax.Array, row_mask: jax.Array, objective: ObjectiveConfig, axes: tuple[str, ...]
 ) -> dict[str, jax.Array]:
@@ -270,7 +265,7 @@ def _shares(what: str, names: tuple[str, ...], values: jax.Array) -> dict[str, j
 
 def _most_confused(sums: _Sums, record: jax.Array, gather: Callable) -> tuple[jax.Array, ...]:
     """Return clips, texts, classes and probability of `MaskReport`."""
-    probability = jnp.exp(sums.best - _anchor(sums.total()))  # 0 where there is no negative
+    probability = jnp.exp(sums.best - finite_peak(sums.total()))  # 0 where there is no negative
     found = record, sums.best_record, sums.best_class, probability
     *named, probability = map(gather, found)
     highest, at = jax.lax.top_k(probability, min(CONFUSED, len(probability)))
