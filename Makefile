@@ -18,7 +18,7 @@ TORCH := torch==2.13.0
 TORCHVISION := torchvision==0.28.0
 OPERATORS := tests/tools/torchvision_operators.py
 
-.PHONY: demo test test-all test-old lint format clean
+.PHONY: demo test test-all test-slow test-old lint format clean
 
 demo: $(STAMP)
 	$(RUN) data/demo/run_demo.py --out=$(DEMO)
@@ -26,7 +26,11 @@ demo: $(STAMP)
 test: $(STAMP_DEV)
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
-test-all: test test-old
+test-all: test test-slow test-old
+
+# Exhaustive matrices and full-size models.
+test-slow: $(STAMP_DEV)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m slow
 
 lint: $(STAMP_DEV)
 	$(RUN) -m ruff check .
