@@ -84,6 +84,13 @@ def test_the_plans_range_of_lambda_is_not_warned_of():
         assert warnings(resolve({"objective": {"same_recording_weight": weight}})) == []
 
 
+def test_adapters_on_the_mlp_of_no_block_are_warned_of():
+    tune = {"mlp": True, "text_blocks": 0}
+    (told,) = warnings(resolve({"tune": tune}))
+    assert "config.tune.mlp changes nothing" in told
+    assert warnings(resolve({"tune": tune | {"text_blocks": 1}})) == []
+
+
 def test_an_unknown_section_is_named():
     with pytest.raises(UserError, match=r"unknown config field config\.trian"):
         resolve({"trian": {}})

@@ -37,6 +37,7 @@ class TuneConfig:
     mlp: bool = False  # LoRA on gate, up and down projections too
     rank: int = 16
     alpha: float = 32.0
+    rank_stabilized: bool = False  # adapters are scaled by alpha / sqrt(rank), not alpha / rank
     dropout: float = 0.05
 
 
@@ -234,6 +235,8 @@ def warnings(config: Config) -> list[str]:
             f"config.objective.similar_text_threshold changes nothing with preset "
             f"{objective.preset} and same_text {objective.same_text}"
         )
+    if config.tune.mlp and not config.tune.text_blocks:
+        found.append("config.tune.mlp changes nothing without config.tune.text_blocks of 1 or more")
     return found
 
 

@@ -106,6 +106,8 @@ def test_the_config_has_only_keys_of_peft_0_11_1_and_our_scale():
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 6, False)
     assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
     assert config["modules_to_save"] is None
+    tune = TuneConfig(rank=4, alpha=6.0, rank_stabilized=True)
+    assert peft.adapter_config(keys, tune, "base")["use_rslora"] is True
 
 
 def test_tensors_are_transposed_stacked_ones_taken_apart(workdir):

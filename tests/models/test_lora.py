@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,15 @@ def test_the_adapter_adds_alpha_over_rank_times_its_two_products():
     )
     expected = x @ kernel + np.arange(7) + 12.0 / 3 * (x @ a @ b)
     np.testing.assert_allclose(layer(x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_rank_stabilized_adapter_is_scaled_by_alpha_over_the_root_of_the_rank():
+    stabilized = dataclasses.replace(ADAPTERS, rank_stabilized=True)
+    assert (ADAPTERS.scale, stabilized.scale) == (4.0, pytest.approx(12.0 / 3**0.5))
+    layer, other = _layer(stabilized), _layer()
+    x = np.random.default_rng(0).standard_normal((2, 4, 5))
+    base = x @ np.asarray(layer.kernel[...], np.float64)
+    np.testing.assert_allclose(layer(x) - base, 3**0.5 * (other(x) - base), rtol=0, atol=1e-4)
 
 
 def test_a_new_adapter_changes_nothing():

@@ -88,6 +88,14 @@ def test_another_configuration_does_not_resume():
     assert "another --workdir" in line
 
 
+def test_a_run_of_a_version_that_lacked_a_field_resumes_with_its_default():
+    extra = _extra()
+    del extra["config"]["tune"]["rank_stabilized"]
+    manifest.check_resume(extra, config_lib.Config(), PRINTS, "runs/x")
+    with pytest.raises(UserError, match="rank_stabilized was False and is now True"):
+        manifest.check_resume(extra, _changed(tune={"rank_stabilized": True}), PRINTS, "runs/x")
+
+
 @pytest.mark.parametrize(("name", "field"), [("base", "model.base"), ("data", "data.dir")])
 def test_other_files_do_not_resume(name, field):
     others = Fingerprints(**(PRINTS.to_json() | {name: "other"}))

@@ -124,7 +124,7 @@ def adapter_config(keys: Iterable[str], tune: TuneConfig, base: str) -> dict[str
 
     Args:
       keys: of the adapter's tensors.
-      tune: rank, alpha and dropout.
+      tune: rank, alpha, how they scale, and dropout.
       base: hub id or directory of the base model.
     """
     targets = {_module(key) for key in keys if ".lora_" in key}
@@ -137,7 +137,7 @@ def adapter_config(keys: Iterable[str], tune: TuneConfig, base: str) -> dict[str
         "r": tune.rank,
         "lora_alpha": int(tune.alpha) if tune.alpha == int(tune.alpha) else tune.alpha,
         "lora_dropout": tune.dropout,
-        "use_rslora": False,
+        "use_rslora": tune.rank_stabilized,
         "use_dora": False,
         "bias": "none",
         "fan_in_fan_out": False,

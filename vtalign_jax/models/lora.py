@@ -1,9 +1,11 @@
 """Linear layers, with or without low-rank adapters (LoRA), and the table that places adapters.
 
-Source: LoRA (Hu et al., 2021), y = x W + (alpha / rank) dropout(x) A B.
+Sources: LoRA (Hu et al., 2021), y = x W + (alpha / rank) dropout(x) A B; alpha / sqrt(rank) instead
+after Kalajdzievski (2023), "A rank stabilization scaling factor for fine-tuning with LoRA".
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +25,8 @@ class AdapterConfig:
     Attributes:
       text_blocks: the top `text_blocks` blocks of the decoder carry adapters.
       rank: width of the bottleneck (`R`).
-      alpha: the adapter's output is scaled by alpha / rank.
+      alpha: decides `scale`.
+      rank_stabilized: whether `scale` goes by the square root of the rank.
       dropout: share of the adapter's inputs zeroed in training.
       connector: whether the connector's projection carries an adapter.
       mlp: whether gate, up and down projections do too.
@@ -35,6 +38,12 @@ class AdapterConfig:
     dropout: float = 0.05
     connector: bool = True
     mlp: bool = False
+    rank_stabilized: bool = False
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter's two matrices is multiplied with, here and in exports."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
 # Module path -> whether it carries an adapter; the first row that matches decides.
@@ -79,7 +88,7 @@ class Linear(nnx.Module):
         self.adapted = carries_adapter(path, build.adapters)
         if self.adapted:
             rank = build.adapters.rank
-            self.scale = build.adapters.alpha / rank
+            self.scale = build.adapters.scale
             self.dropout = build.adapters.dropout
             bound = size_in**-0.5
             shape = (*build.stack, size_in, rank)

@@ -89,11 +89,13 @@ def check_resume(
     Raises:
       UserError: names the fields or fingerprints that differ.
     """
-    before, now = _flat(extra["config"]), _flat(config_lib.to_dict(config))
+    # Resolved, so that a field added since then has its default, which is what was done before it.
+    before = _flat(config_lib.to_dict(config_lib.resolve(extra["config"])))
+    now = _flat(config_lib.to_dict(config))
     changed = [
-        f"config.{name} was {before.get(name)!r} and is now {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if name not in _FREE and before.get(name) != now.get(name)
+        f"config.{name} was {before[name]!r} and is now {now[name]!r}"
+        for name in sorted(now)
+        if name not in _FREE and before[name] != now[name]
     ]
     found = fingerprints.to_json()
     files = {"base": "model.base", "data": "data.dir"}

@@ -21,6 +21,7 @@ def adapter_config(tune: TuneConfig) -> AdapterConfig:
         dropout=tune.dropout,
         connector=tune.connector == "lora",
         mlp=tune.mlp,
+        rank_stabilized=tune.rank_stabilized,
     )
 
 
