@@ -22,7 +22,6 @@ from vtalign_jax.config import Config, resolve, warnings
 from vtalign_jax.evaluation.embed import Evaluator, Parameters
 from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.tokens import ClipTokenizer
-from vtalign_jax.objectives.mask_report import make_mask_report
 from vtalign_jax.objectives.negatives import compares_texts
 from vtalign_jax.pipeline.dataset import ClipSplit, check_leakage, open_split
 from vtalign_jax.pipeline.loader import make_loader, train_order
@@ -63,10 +62,7 @@ def main() -> None:
         f"{workdir}: {order.epoch_records:,} clips to train on and {len(val_split):,} to validate, "
         f"{config.train.epochs} epochs of {epoch_steps:,} steps, {mesh.size} device(s)"
     )
-    if len(train_split.sizes) > 1:
-        taken = epoch_counts(train_split.sizes, config.data.weights)
-        _say(f"an epoch takes {describe(train_split.sizes, taken)}")
-        _say(f"validating on {describe(val_split.sizes, list(val_split.sizes.values()))}")
+    _say_mixture(train_split, val_split, config)
 
     model = assemble(config)
     counts = {
@@ -94,23 +90,24 @@ def main() -> None:
         session.record(0, "val", untrained)  # no candidate for the best: there is nothing to export
 
     train_step = _make_step(model.bind, optimizer, learning_rate, config, mesh)
-    report = make_mask_report(config.objective, mesh)
     from_step = session.step if session.is_resumed else None
-    mask_log = MaskLog(workdir, from_step, config.objective, train_split, is_primary=_is_primary())
+    mask_log = MaskLog(workdir, from_step, config, train_split, mesh, is_primary=_is_primary())
+    is_over = session.is_over(session.step)
     batches = make_loader(
         train_split,
         tokenizer,
         config,
         start_step=session.step,
-        num_steps=0 if session.is_over(session.step) else session.total_steps - session.step,
+        num_steps=0 if is_over else session.total_steps - session.step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         train=True,
-        signature=_signature(train_split, tokenizer, model.bind, params, frozen, config, mesh),
+        signature=None
+        if is_over
+        else _signature(train_split, tokenizer, model.bind, params, frozen, config, mesh),
     )
-    if not session.is_over(session.step):
+    if not is_over:
         _say("compiling the training step")
-    is_warned = False
     waiting_since = time.perf_counter()
     for step, batch in batches:
         session.progress.advance(time.perf_counter() - waiting_since)
@@ -120,11 +117,10 @@ def main() -> None:
             jax.block_until_ready(metrics)
             session.progress.restart_clock()  # what came before is compilation
         if session.is_log_due(done):
-            found = report(*embedded, metrics["temperature"], identity)
-            session.log(done, metrics, mask_log.write(done, jax.device_get(found)))
-            if not is_warned and (warning := mask_log.warning(config.train.contrastive_batch)):
-                session.progress.say(warning)
-                is_warned = True
+            described = mask_log.record(done, embedded, metrics["temperature"], identity)
+            session.log(done, metrics, described)
+            for line in mask_log.warnings():
+                session.progress.say(line)
         is_ending = is_terminated()
         if session.is_evaluation_due(done):
             session.evaluated(done, evaluator.score(state.params, frozen), state)
@@ -139,6 +135,14 @@ def main() -> None:
     mask_log.close()
     session.close()
     _say(session.summary())
+
+
+def _say_mixture(train_split: ClipSplit, val_split: ClipSplit, config: Config) -> None:
+    """Say how much of each dataset is read, where there are several."""
+    if len(train_split.sizes) > 1:
+        taken = epoch_counts(train_split.sizes, config.data.weights)
+        _say(f"an epoch takes {describe(train_split.sizes, taken)}")
+        _say(f"validating on {describe(val_split.sizes, list(val_split.sizes.values()))}")
 
 
 def _make_step(

@@ -95,8 +95,11 @@ def test_a_finished_run_started_again_changes_nothing(tmp, finished, dataset):
 
 def test_texts_that_the_base_finds_similar_are_no_negatives_if_asked_for(tmp, dataset):
     more = ["--config.train.epochs=1", "--config.objective.similar_text_threshold=0.5"]
-    output = commands.run(tmp, *train_arguments(dataset, tmp / "similar", *more))
+    output, again = (
+        commands.run(tmp, *train_arguments(dataset, tmp / "similar", *more)) for _ in range(2)
+    )
     assert re.search(r"comparing \d+ distinct texts by the base", output)
+    assert "comparing" not in again  # it was over
     share = "train/pairs/similar_text"
     assert max(row[share] for row in rows(tmp / "similar") if share in row) > 0
 

@@ -7,11 +7,12 @@ import pytest
 
 from tests.objectives.identities import make_identity
 from vtalign_jax import sharding
-from vtalign_jax.config import MeshConfig, ObjectiveConfig
+from vtalign_jax.config import MeshConfig, ObjectiveConfig, resolve
 from vtalign_jax.objectives import negatives
-from vtalign_jax.objectives.mask_report import PAIRED, MaskReport, make_mask_report
+from vtalign_jax.objectives.mask_report import PAIRED, MaskReport
 from vtalign_jax.training.mask_log import MaskLog, confused_pairs, summary_line
 from vtalign_jax.training.metrics import MetricsWriter, read_rows
+from vtalign_jax.training.step import Embedded
 
 
 class FakeSplit:
@@ -30,8 +31,10 @@ def make_report(clips=(2, 0), texts=(1, 2), kinds=("cross_recording", "same_reco
     )
 
 
-def open_log(workdir, restored_step=None, **options):
-    return MaskLog(workdir, restored_step, ObjectiveConfig(), FakeSplit(), **options)
+def open_log(workdir, restored_step=None, rows=32, **options):
+    config = resolve({"train": {"contrastive_batch": rows}})
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:2])
+    return MaskLog(workdir, restored_step, config, FakeSplit(), mesh, **options)
 
 
 def test_confused_pairs_are_named():
@@ -131,14 +134,12 @@ def test_the_line_says_what_a_preset_makes_of_equal_texts(preset, told):
 
 
 def test_a_real_report_passes_through_to_metrics_and_names(tmp_path):
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:2])
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2, 4, 6)).astype(np.float32)
     z /= np.linalg.norm(z, axis=-1, keepdims=True)
     identity = make_identity([0, 0, 1, -1], real=3)
-    report = make_mask_report(ObjectiveConfig(), mesh)(*z, np.float32(0.1), identity)
     log, writer = open_log(tmp_path), MetricsWriter(tmp_path)
-    writer.write(3, log.write(3, jax.device_get(report)))
+    writer.write(3, log.record(3, Embedded(*z), np.float32(0.1), identity))
     log.close()
     writer.close()
     (row,) = read_rows(tmp_path / "metrics.jsonl")
@@ -149,9 +150,12 @@ def test_a_real_report_passes_through_to_metrics_and_names(tmp_path):
     assert "33.3% weigh 0.4" in log.line()
 
 
-def test_a_batch_with_few_effective_negatives_is_warned_of(tmp_path):
-    log = open_log(tmp_path)
-    assert log.warning(32) == ""  # nothing reported yet
-    log.write(1, make_report(effective_negatives=15.5))
-    assert log.warning(32) == ""
-    assert "15.5 effective negatives among 32 others" in log.warning(33)
+def test_a_batch_with_few_effective_negatives_is_warned_of_once(tmp_path):
+    log, larger = open_log(tmp_path, rows=32), open_log(tmp_path / "larger", rows=33)
+    for each in (log, larger):
+        assert each.warnings() == []  # nothing reported yet
+        each.write(1, make_report(effective_negatives=15.5))
+    assert log.warnings() == []
+    (line,) = larger.warnings()
+    assert "15.5 effective negatives among 32 others" in line
+    assert larger.warnings() == []

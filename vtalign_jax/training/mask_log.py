@@ -2,14 +2,18 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
-from vtalign_jax.config import ObjectiveConfig
+from vtalign_jax.array_types import Identity
+from vtalign_jax.config import Config, ObjectiveConfig
 from vtalign_jax.objectives import negatives
-from vtalign_jax.objectives.mask_report import PAIRED, MaskReport
+from vtalign_jax.objectives.mask_report import PAIRED, MaskReport, make_mask_report
 from vtalign_jax.pipeline.dataset import ClipSplit
 from vtalign_jax.training.metrics import StepRows
+from vtalign_jax.training.step import Embedded
 
 FILE = "confused.jsonl"  # inside a workdir
 _LEAST_SHARE = 0.5  # of a batch's other rows that are to count as negatives
@@ -28,8 +32,9 @@ class MaskLog:
         self,
         workdir: str | epath.Path,
         restored_step: int | None,
-        objective: ObjectiveConfig,
+        config: Config,
         split: ClipSplit,
+        mesh: Mesh,
         *,
         is_primary: bool = True,
     ):
@@ -38,19 +43,36 @@ class MaskLog:
         Args:
           workdir: made if absent.
           restored_step: step of the checkpoint the run goes on from; None starts the file anew.
-          objective: of the run.
+          config: of the run.
           split: whose records the batches hold.
+          mesh: over whose devices the batches are split.
           is_primary: whether this process writes.
 
         Raises:
           UserError: the file holds a line that is not a JSON object with a step.
         """
-        self._objective, self._split, self._last = objective, split, None
+        self._objective, self._split, self._last = config.objective, split, None
+        self._batch_rows, self._is_warned = config.train.contrastive_batch, False
+        self._report = make_mask_report(config.objective, mesh)
         self._rows: StepRows | None = None
         if is_primary:
             workdir = epath.Path(workdir)
             workdir.mkdir(parents=True, exist_ok=True)
             self._rows = StepRows(workdir / FILE, restored_step)
+
+    def record(
+        self, step: int, embedded: Embedded, temperature: jax.Array, identity: Identity
+    ) -> dict[str, float]:
+        """Look at the batch of a step on the devices, then `write` what was found.
+
+        Args:
+          step: steps done.
+          embedded: of the batch.
+          temperature: float32[].
+          identity: of the batch.
+        """
+        report = self._report(*embedded, temperature, identity)
+        return self.write(step, jax.device_get(report))
 
     def write(self, step: int, report: MaskReport) -> dict[str, float]:
         """Write the confused pairs of a step; return its scalars as `train/<name>`.
@@ -70,20 +92,18 @@ class MaskLog:
             return "negatives: no step was logged yet; config.train.log_every_steps says how often"
         return summary_line(self._last, self._objective)
 
-    def warning(self, rows: int) -> str:
-        """Return what to do if most rows of a batch are no negatives, as last reported; or "".
-
-        Args:
-          rows: of a global batch.
-        """
-        effective = self._last["effective_negatives"] if self._last else float(rows)
-        if effective >= _LEAST_SHARE * (rows - 1):
-            return ""
-        return (
-            f"warning: a row has {effective:.1f} effective negatives among {rows - 1} others; "
+    def warnings(self) -> list[str]:
+        """Return what to do if most rows of a batch are no negatives, as last reported; once."""
+        others = self._batch_rows - 1
+        effective = self._last["effective_negatives"] if self._last else float(others)
+        if self._is_warned or effective >= _LEAST_SHARE * others:
+            return []
+        self._is_warned = True
+        return [
+            f"warning: a row has {effective:.1f} effective negatives among {others} others; "
             "raise config.train.contrastive_batch, lower config.data.grouped_fraction, or see in "
             f"{FILE} which classes of pairs weigh 0"
-        )
+        ]
 
     def close(self) -> None:
         if self._rows is not None:
