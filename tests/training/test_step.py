@@ -169,14 +169,20 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(run, config):
     assert np.any(state.params["head.fc1.bias"] != before[0]["head.fc1.bias"])
 
 
-def test_temperature_stays_above_its_bound_and_can_return(run):
+def test_temperature_stays_above_its_bound_and_can_return(run, aligner):
     step, state, frozen, put = run
     low = state.params["log_temperature"] * 0 + np.float32(np.log(MIN_TEMPERATURE) - 3.0)
     state = state._replace(params=state.params | {"log_temperature": low})
     state, metrics, *_ = step(state, frozen, put(make_batch(16)))
     assert float(metrics["temperature"]) == pytest.approx(MIN_TEMPERATURE)
-    bound = np.log(np.float32(MIN_TEMPERATURE))
-    assert float(state.params["log_temperature"]) >= bound - 1e-6
+
+    def temperature(log_temperature):
+        leaves = state.params | {"log_temperature": log_temperature}
+        return aligner[0](leaves | frozen).temperature()
+
+    tau, slope = jax.value_and_grad(temperature)(state.params["log_temperature"])
+    assert float(tau) == pytest.approx(MIN_TEMPERATURE, rel=1e-4)
+    assert float(slope) == pytest.approx(float(tau))  # all of the gradient, not half or none of it
 
 
 def test_bfloat16_stays_finite_at_the_temperatures_bound_and_far_above_it():

@@ -1,5 +1,6 @@
 """One update of the trainable leaves, however their gradient was computed."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,10 @@ import optax
 
 from vtalign_jax.models.aligner import MIN_TEMPERATURE
 from vtalign_jax.training.state import TrainState
+
+# A hair above the bound: at it, half of the gradient would reach tau, or none where a device rounds
+# exp(log(bound)) down.
+_LEAST_LOG_TEMPERATURE = math.log(MIN_TEMPERATURE * (1 + 1e-5))
 
 
 def make_update(optimizer: optax.GradientTransformation, learning_rate: optax.Schedule) -> Callable:
@@ -55,6 +60,6 @@ def make_update(optimizer: optax.GradientTransformation, learning_rate: optax.Sc
 
 
 def _clamp_temperature(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Keep tau at or above its bound, so that it can come back from there (CLIP does the same)."""
-    bound = jnp.log(jnp.float32(MIN_TEMPERATURE))
-    return params | {"log_temperature": jnp.maximum(params["log_temperature"], bound)}
+    """Keep tau above its bound, so that it can come back from there (CLIP clamps it as well)."""
+    clamped = jnp.maximum(params["log_temperature"], _LEAST_LOG_TEMPERATURE)
+    return params | {"log_temperature": clamped}
