@@ -151,11 +151,30 @@ def test_a_real_report_passes_through_to_metrics_and_names(tmp_path):
 
 
 def test_a_batch_with_few_effective_negatives_is_warned_of_once(tmp_path):
-    log, larger = open_log(tmp_path, rows=32), open_log(tmp_path / "larger", rows=33)
-    for each in (log, larger):
-        assert each.warnings() == []  # nothing reported yet
-        each.write(1, make_report(effective_negatives=15.5))
+    log = open_log(tmp_path, rows=32)
+    assert log.warnings() == []  # nothing reported yet
+    half = {"pairs/cross_recording": 0.46, "pairs/same_recording": 0.1, "pairs/neighbour": 0.44}
+    log.write(1, make_report(**half, effective_negatives=15.5))
     assert log.warnings() == []
-    (line,) = larger.warnings()
-    assert "15.5 effective negatives among 32 others" in line
-    assert larger.warnings() == []
+    less = half | {"pairs/cross_recording": 0.44, "pairs/neighbour": 0.46}
+    log.write(2, make_report(**less, effective_negatives=14.9))
+    (told,) = log.warnings()
+    assert "14.9 effective negatives, 48% of the batch's other rows" in told
+    assert "config.train.contrastive_batch=32" in told
+    assert log.warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("identity", "is_warned"),
+    [
+        (make_identity(range(8), real=3), False),
+        (make_identity([0] * 8, order=range(8), real=3), True),
+        (make_identity(range(8), real=1), False),
+    ],
+    ids=["strangers", "neighbours", "alone"],
+)
+def test_padding_is_no_reason_for_a_warning(identity, is_warned, tmp_path):
+    log = open_log(tmp_path, rows=8)
+    log.record(1, Embedded(*np.ones((2, 8, 6), np.float32)), np.float32(0.1), identity)
+    assert bool(log.warnings()) == is_warned
+    log.close()

@@ -10,13 +10,18 @@ from jax.sharding import Mesh
 from vtalign_jax.array_types import Identity
 from vtalign_jax.config import Config, ObjectiveConfig
 from vtalign_jax.objectives import negatives
-from vtalign_jax.objectives.mask_report import PAIRED, MaskReport, make_mask_report
+from vtalign_jax.objectives.mask_report import (
+    PAIRED,
+    MaskReport,
+    make_mask_report,
+    weighing_classes,
+)
 from vtalign_jax.pipeline.dataset import ClipSplit
 from vtalign_jax.training.metrics import StepRows
 from vtalign_jax.training.step import Embedded
 
 FILE = "confused.jsonl"  # inside a workdir
-_LEAST_SHARE = 0.5  # of a batch's other rows that are to count as negatives
+_LEAST_SHARE = 0.5  # of a batch's other rows that are to count as negatives, each by its weight
 _SAME_RECORDING = ("same_recording", "neighbour", "ancestor", "overlap")
 
 
@@ -93,16 +98,24 @@ class MaskLog:
         return summary_line(self._last, self._objective)
 
     def warnings(self) -> list[str]:
-        """Return what to do if most rows of a batch are no negatives, as last reported; once."""
-        others = self._batch_rows - 1
-        effective = self._last["effective_negatives"] if self._last else float(others)
-        if self._is_warned or effective >= _LEAST_SHARE * others:
+        """Return what to do if most rows of a batch are no negatives, as last reported; once.
+
+        Padding rows do not count: a short last batch of an epoch is no fault of the settings.
+        """
+        if self._is_warned or not self._last:
+            return []
+        shares = {name: self._last[f"pairs/{name}"] for name in PAIRED}
+        weights = negatives.class_weights(self._objective)
+        weighing = weighing_classes(self._objective)
+        worth = sum(weights[PAIRED.index(name)] * shares[name] for name in weighing)
+        if worth >= _LEAST_SHARE or not any(shares.values()):  # none at all: a row stands alone
             return []
         self._is_warned = True
         return [
-            f"warning: a row has {effective:.1f} effective negatives among {others} others; "
-            "raise config.train.contrastive_batch, lower config.data.grouped_fraction, or see in "
-            f"{FILE} which classes of pairs weigh 0"
+            f"warning: a row has {self._last['effective_negatives']:.1f} effective negatives, "
+            f"{worth:.0%} of the batch's other rows; raise "
+            f"config.train.contrastive_batch={self._batch_rows}, lower "
+            f"config.data.grouped_fraction, or see in {FILE} which classes of pairs weigh 0"
         ]
 
     def close(self) -> None:
