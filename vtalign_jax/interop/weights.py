@@ -4,15 +4,14 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.base_files import StoredTensor, read_json, resolve_base, stored_tensors
+from vtalign_jax.interop.streaming import load_leaf
 from vtalign_jax.models import parameters
 from vtalign_jax.models.configuration import SmolVLMConfig
 from vtalign_jax.models.lora import AdapterConfig
@@ -138,12 +137,14 @@ def load_into(
     sources = hugging_face_sources(abstract)
     tensors = stored_tensors(Path(directory))
     _check_fit(sources, abstract, tensors, directory)
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     leaves = {}
     for path, source in sources.items():
         kind = dtype(path) if callable(dtype) else dtype or abstract[path].dtype
-        sharding = sharding_of(path) if sharding_of else None
+        sharding = (sharding_of(path) if sharding_of else None) or default
+        parts = [tensors[key] for key in source.keys]
         shape = abstract[path].shape
-        leaves[path] = _load_leaf(source, tensors, shape, jnp.dtype(kind), sharding)
+        leaves[path] = load_leaf(parts, source.axes, shape, jnp.dtype(kind), sharding)
     return leaves
 
 
@@ -183,39 +184,6 @@ def load_smolvlm(
         return {path: value for path, value in made.items() if path not in leaves}
 
     return bind({**leaves, **adapter_leaves()})
-
-
-def _load_leaf(
-    source: Source,
-    tensors: Mapping[str, StoredTensor],
-    shape: tuple[int, ...],
-    dtype: Any,
-    sharding: jax.sharding.Sharding | None,
-) -> jax.Array:
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        keys = source.keys[index[0]] if source.is_stacked else source.keys
-        inner = index[1:] if source.is_stacked else index
-        parts = [_oriented(tensors[key], source.axes)[inner] for key in keys]
-        out = np.empty((len(parts), *parts[0].shape), dtype)
-        for i, part in enumerate(parts):
-            out[i] = part
-        return out if source.is_stacked else out[0]
-
-    if sharding is None:
-        return jnp.asarray(read((slice(None),) * len(shape)))
-    made: dict[str, np.ndarray] = {}  # replicas ask for the same part again
-
-    def once(index: tuple[slice, ...]) -> np.ndarray:
-        name = str(index)
-        if name not in made:
-            made[name] = read(index)
-        return made[name]
-
-    return jax.make_array_from_callback(shape, sharding, once)
-
-
-def _oriented(tensor: StoredTensor, axes: tuple[int, ...] | None) -> np.ndarray:
-    return tensor.array() if axes is None else tensor.array().transpose(axes)
 
 
 def _check_fit(

@@ -1,0 +1,118 @@
+"""Slices of stored tensors into the host buffers of one leaf: each byte is copied once.
+
+A buffer is aligned so that JAX's CPU backend takes it as it is, for every device that holds the
+same slice; other backends copy it to their devices. Hugging Face stores kernels as [out, in] and
+ours are [in, out]: they are turned in tiles that stay in the caches.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+Index = tuple[slice, ...]
+
+_ALIGNMENT = 64  # bytes; from here on JAX's CPU backend does not copy a NumPy array
+_TILE = 64, 512  # rows and columns of a stored matrix: eight times as fast as one NumPy copy
+_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+_THREADS = min(8, os.cpu_count() or 1)  # NumPy's copies run beside each other
+
+
+class Stored(Protocol):
+    """A tensor in a file.
+
+    Attributes:
+      dtype: of the stored values.
+      shape: as stored.
+    """
+
+    dtype: Any
+    shape: tuple[int, ...]
+
+    def array(self) -> Any:
+        """Return what NumPy slices, reading only the slices asked for."""
+
+
+def load_leaf(
+    parts: Sequence[Stored],
+    axes: tuple[int, ...] | None,
+    shape: tuple[int, ...],
+    dtype: Any,
+    sharding: jax.sharding.Sharding,
+) -> jax.Array:
+    """Return one leaf, of which this process reads the slices of its devices, each once.
+
+    When it returns, the host holds none of it but what the CPU backend computes with.
+
+    Args:
+      parts: the tensors: one a block of a stacked leaf, or a single one.
+      axes: the order in which their axes are taken; None as stored.
+      shape: of the leaf; longer by one than the tensors' if these are stacked.
+      dtype: of the leaf.
+      sharding: where it lies.
+    """
+    is_stacked = len(shape) > len(parts[0].shape)
+    slices: dict[str, Index] = {}
+    for index in sharding.addressable_devices_indices_map(shape).values():
+        slices[str(index)] = index  # replicas hold the same
+    buffers = {name: _aligned(_extent(index, shape), dtype) for name, index in slices.items()}
+
+    def fill(number: int) -> None:
+        """Read what all slices hold of one part."""
+        for name, index in slices.items():
+            if not is_stacked:
+                copy_slice(buffers[name], parts[number], axes, index)
+                continue
+            blocks = range(len(parts))[index[0]]
+            if number in blocks:
+                out = buffers[name][blocks.index(number)]
+                copy_slice(out, parts[number], axes, index[1:])
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(fill, range(len(parts))))
+    leaf = jax.make_array_from_callback(shape, sharding, lambda index: buffers[str(index)])
+    return jax.block_until_ready(leaf)
+
+
+def copy_slice(out: np.ndarray, part: Stored, axes: tuple[int, ...] | None, index: Index) -> None:
+    """Fill `out` with a slice of a stored tensor, its axes reordered and its values converted.
+
+    Args:
+      out: the slice's shape.
+      part: the tensor.
+      axes: the order in which its axes are taken; None as stored.
+      index: a slice of each axis of `out`'s order.
+    """
+    order = range(len(index)) if axes is None else axes
+    stored = np.asarray(part.array()[tuple(index[order.index(axis)] for axis in range(len(index)))])
+    if axes != (1, 0):
+        turned = stored if axes is None else stored.transpose(axes)
+        _bits(out)[...] = _bits(turned.astype(out.dtype, copy=False))
+        return
+    rows, columns = _TILE
+    bits = _bits(out)
+    for row in range(0, stored.shape[0], rows):
+        for column in range(0, stored.shape[1], columns):
+            tile = stored[row : row + rows, column : column + columns]
+            tile = _bits(tile.astype(out.dtype, copy=False))
+            bits[column : column + columns, row : row + rows] = tile.T
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """Return the array as plain integers: NumPy copies bfloat16 value by value."""
+    return array.view(_BITS[array.dtype.itemsize])
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return an empty array that starts at a multiple of `_ALIGNMENT`."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _extent(index: Index, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(len(range(size)[part]) for part, size in zip(index, shape, strict=True))
