@@ -16,6 +16,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from vtalign_jax.interop.processor_files import CHAT_TEMPLATE, processor_files
 from vtalign_jax.interop.weights import hugging_face_sources, source_shape
 from vtalign_jax.models import parameters
 from vtalign_jax.models.configuration import SmolVLMConfig
@@ -73,15 +74,6 @@ _WORDS = (
     "leftward rightward toward away fast slow quickly slowly twice once back forth zigzag diagonal "
     "small large big bring closer step action task video clip frame"
 )
-# The template of the video checkpoints, as in transformers' DEFAULT_CHAT_TEMPLATE.
-_CHAT_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
-    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% elif line['type'] == 'video' %}"
-    "{{ '<video>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
 
 
 def write_tiny_checkpoint(directory: str | Path, seed: int = 0) -> None:
@@ -99,11 +91,16 @@ def write_tiny_checkpoint(directory: str | Path, seed: int = 0) -> None:
     save_file(
         dict(_weights(config, seed)), directory / "model.safetensors", metadata={"format": "pt"}
     )
-    files = {"config.json": config, "tokenizer_config.json": _tokenizer_config(tokenizer)}
-    for name, values in {**files, **_processor_files(SmolVLMConfig.from_hf(config))}.items():
+    side = {"longest_edge": _IMAGE_SIZE}
+    sampling = {"video_sampling": {"fps": 1, "max_frames": 64, "video_size": side}}
+    tokens_per_frame = SmolVLMConfig.from_hf(config).tokens_per_frame
+    files = processor_files(_IMAGE_SIZE, tokens_per_frame, sampling)
+    files["preprocessor_config.json"] |= sampling  # transformers reads a video's from here, too
+    files |= {"config.json": config, "tokenizer_config.json": _tokenizer_config(tokenizer)}
+    for name, values in files.items():
         text = json.dumps(values, indent=2, sort_keys=True) + "\n"
         (directory / name).write_text(text, encoding="utf-8")
-    (directory / "chat_template.jinja").write_text(_CHAT_TEMPLATE, encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
 def train_tokenizer() -> tokenizers.Tokenizer:
@@ -211,40 +208,4 @@ def _tokenizer_config(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
         "padding_side": "right",
         "processor_class": "SmolVLMProcessor",
         **_NAMED,
-    }
-
-
-def _processor_files(config: SmolVLMConfig) -> dict[str, dict[str, Any]]:
-    side = {"longest_edge": _IMAGE_SIZE}
-    pixels = {
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_pad": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "rescale_factor": 1 / 255,
-        "resample": 1,  # LANCZOS
-        "max_image_size": side,
-        "size": side,
-        "processor_class": "SmolVLMProcessor",
-    }
-    sampling = {"fps": 1, "max_frames": 64, "video_size": side}
-    return {
-        "preprocessor_config.json": {
-            **pixels,
-            "do_image_splitting": False,
-            "image_processor_type": "SmolVLMImageProcessor",
-            "video_sampling": sampling,
-        },
-        "video_preprocessor_config.json": {
-            **pixels,
-            "video_processor_type": "SmolVLMVideoProcessor",
-            "video_sampling": sampling,
-        },
-        "processor_config.json": {
-            "image_seq_len": config.tokens_per_frame,
-            "processor_class": "SmolVLMProcessor",
-        },
     }
