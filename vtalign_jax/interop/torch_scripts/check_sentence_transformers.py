@@ -35,10 +35,6 @@ def main() -> None:
 def compare(export: Path) -> dict:
     """Return library versions, lost weights, lowest cosines and largest errors.
 
-    Clips are embedded alone and, as many as have equally many frames, in one batch with the texts
-    where there is one head. Texts go through `encode_query`, those that are not cut through
-    `encode` too.
-
     Two cosines more say what the library does its own way: clips whose frames have the model's
     size already, so that nothing is resized, and texts that `encode` does not cut.
 
@@ -46,38 +42,9 @@ def compare(export: Path) -> dict:
       export: the folder.
     """
     model = SentenceTransformer(str(export), device="cpu", model_kwargs={"dtype": "float32"})
-    is_routed = isinstance(model[0], Router)
-    transformer = model[0].sub_modules["text"][0] if is_routed else model[0]
-    side = transformer.processor.video_processor.max_image_size["longest_edge"]
-    inputs = json.loads((export / "certificate.json").read_text())
-    stored = load_file(export / "certificate.safetensors")
-    texts, times, windows = inputs["texts"], inputs["times"], inputs["windows"]
-    frames = [stored[f"clip_{i}"] for i in range(len(times))]
-    squares = [np.stack([to_square(frame, side) for frame in clip]) for clip in frames]
-    z_text, z_video = stored["z_text"], stored["z_video"]
-
-    def clips(pictures: list[np.ndarray]) -> list[dict]:
-        made = [make_clip(*given) for given in zip(pictures, times, windows, strict=True)]
-        return [{"video": clip} for clip in made] if is_routed else made
-
-    def alone(clips: list[dict]) -> np.ndarray:
-        return np.stack([model.encode(clip) for clip in clips])
-
-    most = transformer.query_length
-    lengths = [model.preprocess([text])["input_ids"].shape[1] for text in texts]
-    whole = [i for i, length in enumerate(lengths) if length <= most]
-    cut = [i for i, length in enumerate(lengths) if length > most]
-    alike = [i for i, clip in enumerate(frames) if len(clip) == len(frames[0])]
-    given = clips(frames)
-    several, short = [given[i] for i in alike], [texts[i] for i in whole]
-    batches = [several, short] if is_routed else [several + short]
-    together = np.concatenate([model.encode(batch) for batch in batches])
-    video = [_compared(alone(given), z_video), _compared(together[: len(alike)], z_video[alike])]
-    text = [
-        _compared(model.encode_query(texts), z_text),
-        _compared(together[len(alike) :], z_text[whole]),
-    ]
-    folder = export / "transformer" if is_routed else export
+    transformer, folder = model[0], export
+    if isinstance(transformer, Router):  # a head a modality
+        transformer, folder = transformer.sub_modules["text"][0], export / "transformer"
     missing, unexpected = weights_difference(transformer.model, folder)
     result = {
         "torch": torch.__version__,
@@ -86,15 +53,57 @@ def compare(export: Path) -> dict:
         "python": platform.python_version(),
         "missing": missing,
         "unexpected": unexpected,
-        "cosine_video_not_resized": _compared(alone(clips(squares)), z_video)[0],
     }
-    if cut:
-        uncut = model.encode([texts[i] for i in cut])
-        result["cosine_text_uncut"] = _compared(uncut, z_text[cut])[0]
-    for name, found in (("video", video), ("text", text)):
-        result[f"cosine_{name}"] = min(cosine for cosine, _ in found)
-        result[f"max_error_{name}"] = max(error for _, error in found)
+    inputs = json.loads((export / "certificate.json").read_text())
+    stored = load_file(export / "certificate.safetensors")
+    side = transformer.processor.video_processor.max_image_size["longest_edge"]
+    for name, pairs in embed(model, inputs, stored, side, transformer.query_length).items():
+        theirs, ours = (torch.tensor(np.concatenate(x)).double() for x in zip(*pairs, strict=True))
+        result[f"cosine_{name}"] = torch.cosine_similarity(theirs, ours).min().item()
+        result[f"max_error_{name}"] = (theirs - ours).abs().max().item()
     return result
+
+
+def embed(
+    model: SentenceTransformer, inputs: dict, stored: dict[str, np.ndarray], side: int, most: int
+) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Return `{what: [(the library's embeddings, ours)]}`.
+
+    Clips are embedded alone and, as many as have equally many frames, in one batch with the texts
+    where there is one head. Texts go through `encode_query`, those that are not cut through
+    `encode` too.
+
+    Args:
+      model: of the export.
+      inputs: of `certificate.json`.
+      stored: of `certificate.safetensors`.
+      side: of the model's frames, in pixels.
+      most: tokens of a text that is not cut.
+    """
+    texts, times, windows = inputs["texts"], inputs["times"], inputs["windows"]
+    z_text, z_video = stored["z_text"], stored["z_video"]
+    is_routed = isinstance(model[0], Router)
+    clips, squares = [], []
+    for i, given in enumerate(zip(times, windows, strict=True)):
+        frames = stored[f"clip_{i}"]
+        square = np.stack([to_square(frame, side) for frame in frames])
+        for made, pictures in ((clips, frames), (squares, square)):
+            clip = make_clip(pictures, *given)
+            made.append({"video": clip} if is_routed else clip)
+    alike = [i for i, shown in enumerate(times) if len(shown) == len(times[0])]
+    lengths = [model.preprocess([text])["input_ids"].shape[1] for text in texts]
+    whole = [i for i, length in enumerate(lengths) if length <= most]
+    cut = [i for i, length in enumerate(lengths) if length > most]
+    several, short = [clips[i] for i in alike], [texts[i] for i in whole]
+    batches = [several, short] if is_routed else [several + short]
+    together = np.concatenate([model.encode(batch) for batch in batches if batch])
+    alone, not_resized = (np.stack([model.encode(x) for x in made]) for made in (clips, squares))
+    uncut = {"text_uncut": [(model.encode([texts[i] for i in cut]), z_text[cut])]} if cut else {}
+    return uncut | {
+        "video": [(alone, z_video), (together[: len(alike)], z_video[alike])],
+        "text": [(model.encode_query(texts), z_text), (together[len(alike) :], z_text[whole])],
+        "video_not_resized": [(not_resized, z_video)],
+    }
 
 
 def make_clip(frames: np.ndarray, times: list[float], window_seconds: float) -> dict:
@@ -133,13 +142,6 @@ def weights_difference(model: torch.nn.Module, folder: Path) -> tuple[list[str],
                 elif torch.equal(stored.get_tensor(key).to(held[name].dtype), held[name].cpu()):
                     arrived.add(name)
     return sorted(set(held) - arrived), unexpected
-
-
-def _compared(theirs: np.ndarray, ours: np.ndarray) -> tuple[float, float]:
-    """Return the lowest cosine of any row and the largest difference."""
-    theirs, ours = torch.tensor(theirs).double(), torch.tensor(ours).double()
-    cosine = torch.cosine_similarity(theirs, ours).min().item()
-    return cosine, (theirs - ours).abs().max().item()
 
 
 if __name__ == "__main__":
