@@ -29,6 +29,7 @@ from vtalign_jax.pipeline.mixture import describe, epoch_counts
 from vtalign_jax.training import manifest, optim, trainable
 from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.grad_cache import StreamedStep
+from vtalign_jax.training.initial import FRESH, place, read_initial
 from vtalign_jax.training.mask_log import MaskLog
 from vtalign_jax.training.session import Session
 from vtalign_jax.training.signatures import make_text_embedder, record_signatures
@@ -75,19 +76,19 @@ def main() -> None:
     base = base_fingerprint(model.directory)
     fingerprints = manifest.Fingerprints(base, train_split.fingerprint)
     session = Session(workdir, config, fingerprints, epoch_steps, train_split.window_seconds)
+    initial = FRESH if session.is_resumed else read_initial(config, model, _say)
     _say(f"loading the base from {model.directory}")
-    params, frozen = load(model, mesh)
+    drawn, frozen = load(model, mesh)
+    start = place(initial, drawn)
     optimizer = optim.make_optimizer(config.optim, session.total_steps)
     learning_rate = optim.learning_rate(config.optim, session.total_steps)
-    state = session.start(init_state(params, optimizer, config.train.seed, mesh), **counts)
+    state = init_state(start, optimizer, config.train.seed, mesh)
+    state = session.start(state, **counts, **initial.facts)
     if session.is_resumed:
         _say(f"resuming after step {session.step:,} of {session.total_steps:,}")
     else:
-        _say("evaluating the untrained model (compiling it first)")
-        zero_shot, untrained = evaluator.score_untrained(state.params, frozen)
-        session.record(0, "chance", evaluator.chance())
-        session.record(0, "zero_shot", zero_shot)
-        session.record(0, "val", untrained)  # no candidate for the best: there is nothing to export
+        _say("evaluating the model before training (compiling it first)")
+        _record_start(session, evaluator, drawn, start, frozen)
 
     train_step = _make_step(model.bind, optimizer, learning_rate, config, mesh)
     from_step = session.step if session.is_resumed else None
@@ -104,7 +105,7 @@ def main() -> None:
         train=True,
         signature=None
         if is_over
-        else _signature(train_split, tokenizer, model.bind, params, frozen, config, mesh),
+        else _signature(train_split, tokenizer, model.bind, drawn, frozen, config, mesh),
     )
     if not is_over:
         _say("compiling the training step")
@@ -143,6 +144,29 @@ def _say_mixture(train_split: ClipSplit, val_split: ClipSplit, config: Config) -
         taken = epoch_counts(train_split.sizes, config.data.weights)
         _say(f"an epoch takes {describe(train_split.sizes, taken)}")
         _say(f"validating on {describe(val_split.sizes, list(val_split.sizes.values()))}")
+
+
+def _record_start(
+    session: Session,
+    evaluator: Evaluator,
+    drawn: Parameters,
+    start: Parameters,
+    frozen: Parameters,
+) -> None:
+    """Record chance, the base alone, and the model that training starts from, as step 0.
+
+    Args:
+      session: of the run.
+      evaluator: of its validation split.
+      drawn: the trainable leaves as they are without `config.tune.init`.
+      start: those of step 0; the same object if nothing else was given.
+      frozen: the base.
+    """
+    zero_shot, untrained = evaluator.score_untrained(drawn, frozen)
+    session.record(0, "chance", evaluator.chance())
+    session.record(0, "zero_shot", zero_shot)
+    # No candidate for the best: nothing was trained here.
+    session.record(0, "val", untrained if start is drawn else evaluator.score(start, frozen))
 
 
 def _make_step(

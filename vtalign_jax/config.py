@@ -39,6 +39,7 @@ class TuneConfig:
     alpha: float = 32.0
     rank_stabilized: bool = False  # adapters are scaled by alpha / sqrt(rank), not alpha / rank
     dropout: float = 0.05
+    init: str = ""  # workdir, checkpoint, `peft` export or PEFT adapter to start from; "" for fresh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import json
 import pathlib
 import re
+import shutil
 import signal
 import time
 
 import pytest
 
 from tests import commands
+from vtalign_jax.training.checkpoint import find_checkpoint
 from vtalign_jax.training.metrics import TIMING
 
 CONFIG = "tests/launch/small_run.py"
@@ -102,6 +104,24 @@ def test_texts_that_the_base_finds_similar_are_no_negatives_if_asked_for(tmp, da
     assert "comparing" not in again  # it was over
     share = "train/pairs/similar_text"
     assert max(row[share] for row in rows(tmp / "similar") if share in row) > 0
+
+
+def test_a_run_starts_where_another_ended_and_reads_it_once(tmp, finished, dataset):
+    given, workdir = shutil.copytree(find_checkpoint(finished)[0], tmp / "given"), tmp / "continued"
+    more = [f"--config.tune.init={given}", "--config.train.epochs=1"]
+    output = commands.run(tmp, *train_arguments(dataset, workdir, *more))
+    assert f"starting from checkpoint {given}" in output
+    before = {name: value for row in rows(finished) for name, value in row.items()}
+    at_start = {name: value for row in rows(workdir)[:3] for name, value in row.items()}
+    best = json.loads((given / "metrics" / "metrics").read_text())["val/recall@5"]
+    assert at_start["val/recall@5"] == pytest.approx(best)
+    assert at_start["zero_shot/recall@5"] == before["zero_shot/recall@5"]
+    shutil.rmtree(given)
+    output = commands.run(tmp, *train_arguments(dataset, workdir, *more))
+    assert "resuming after step 3 of 3" in output
+    manifest = json.loads((workdir / "manifest.json").read_text())
+    assert manifest["started_from"]["path"] == str(given)
+    assert len(manifest["starts"]) == 2
 
 
 @pytest.mark.parametrize("moment", ["between steps", "during a save"])

@@ -278,8 +278,8 @@ def read(
             raise UserError(f"the export {folder} has no {name}; copy the whole folder")
     paths = list(paths)
     keys = adapter_keys(paths, shapes)
-    leaves = adapter_leaves(_tensors(folder / ADAPTER), keys, shapes)
-    leaves |= head_leaves(_tensors(folder / HEAD))
+    leaves = adapter_leaves(read_tensors(folder / ADAPTER), keys, shapes)
+    leaves |= head_leaves(read_tensors(folder / HEAD))
     leaves.pop("position_ids", None)  # embed.py's, follow from the base
     wrong = sorted(set(paths) ^ set(leaves))
     wrong += [p for p in paths if p in leaves and leaves[p].shape != shapes[p].shape]
@@ -288,7 +288,12 @@ def read(
     return {path: np.array(leaves[path], np.float32, order="C") for path in paths}
 
 
-def _tensors(file: Path) -> dict[str, np.ndarray]:
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """Return the tensors of an export's file.
+
+    Raises:
+      UserError: it is damaged.
+    """
     try:
         return load_file(file)
     except SafetensorError as error:

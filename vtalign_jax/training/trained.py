@@ -93,5 +93,6 @@ def _check_base(facts: dict[str, Any], assembly: Assembly, source: str) -> None:
     if expected != found:
         raise UserError(
             f"{source} was trained on another base model than {assembly.directory} "
-            f"(fingerprint {expected}, here {found}); name the right one with --base"
+            f"(fingerprint {expected}, here {found}); name the right one with "
+            "--base (in training --config.model.base)"
         )
