@@ -1,4 +1,4 @@
-"""The 2.2B models, never allocated: every table covers every leaf."""
+"""The public models, never allocated: every table covers every leaf."""
 
 import json
 import pathlib
@@ -18,7 +18,14 @@ from vtalign_jax.models.smolvlm import SmolVLM
 from vtalign_jax.training import trainable
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
-NAMES = {"smolvlm2_2b_instruct": 2_246_784_880, "smolvlm_instruct": 2_246_272_880}
+NAMES = {  # and the parameters that their pages on the hub say
+    "smolvlm2_2b_instruct": 2_246_784_880,
+    "smolvlm_instruct": 2_246_272_880,
+    "smolvlm2_500m_video_instruct": 507_482_304,
+    "smolvlm2_256m_video_instruct": 256_484_928,
+    "smolvlm_500m_instruct": 507_482_304,
+    "smolvlm_256m_instruct": 256_484_928,
+}
 HF_CLASSES = {
     "smolvlm": ("SmolVLMConfig", "SmolVLMForConditionalGeneration"),
     "idefics3": ("Idefics3Config", "Idefics3ForConditionalGeneration"),
@@ -39,8 +46,8 @@ def _abstract(name, adapters=None):
 def test_the_model_has_the_published_number_of_parameters(name):
     config, abstract = _abstract(name)
     assert sum(leaf.size for leaf in abstract.values()) == NAMES[name]
-    assert config.tokens_per_frame == 81
-    assert config.vision.patches_per_side == 27
+    sizes = config.tokens_per_frame, config.vision.patches_per_side
+    assert sizes == ((81, 27) if config.text.hidden_size == 2048 else (64, 32))
 
 
 @pytest.mark.parametrize("text_blocks", [0, 8, 24])
@@ -64,7 +71,7 @@ def test_our_keys_and_shapes_are_exactly_those_of_transformers(name):
     with torch.device("meta"):
         theirs = model_class(config_class(**values))
     expected = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
-    _, abstract = _abstract(name, AdapterConfig())
+    config, abstract = _abstract(name, AdapterConfig())
     ours = {}
     for path, source in weights.hugging_face_sources(abstract).items():
         shape = weights.source_shape(source, abstract[path].shape)
@@ -73,12 +80,14 @@ def test_our_keys_and_shapes_are_exactly_those_of_transformers(name):
             ours[key] = shape
     assert ours == expected
     blocks = {int(n[1]) for key in ours if (n := re.search(r"text_model\.layers\.(\d+)\.", key))}
-    assert blocks == set(range(24))
+    assert blocks == set(range(config.text.num_hidden_layers))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("connector", ["frozen", "lora", "full"])
-@pytest.mark.parametrize("head", ["shared", "per_modality"])
+@pytest.mark.parametrize(
+    ("name", "connector", "head"),
+    [(name, "lora", "shared") for name in NAMES]
+    + [("smolvlm2_2b_instruct", connector, "per_modality") for connector in ("frozen", "full")],
+)
 def test_sharding_and_partition_tables_cover_every_leaf_of_the_aligner(name, connector, head):
     config = resolve(
         {"model": {"head": head}, "tune": {"connector": connector}, "mesh": {"fsdp": 8}}
