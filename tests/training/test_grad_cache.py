@@ -4,11 +4,13 @@ import re
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from tests.tiny_aligner import make_aligner, make_batch, make_config, relative_error
+from tests.training.test_zero_weights import equations
 from vtalign_jax import sharding
 from vtalign_jax.config import MeshConfig
 from vtalign_jax.training.grad_cache import StreamedStep
@@ -180,11 +182,32 @@ def _recording(function, calls):
     return call
 
 
+def test_embeddings_meet_their_slopes_in_no_product_of_low_precision(batch):
+    """On a TPU such a product is one bfloat16 pass, which no test on a CPU would see."""
+    step, frozen, state = make_step(1, 8, "device", model={"compute_dtype": "bfloat16"})
+    part, *_ = step._parts(batch)
+    step.keep = "device"
+    inputs = (state.params, frozen, part)
+    z, prefixes = jax.eval_shape(step._embed, *inputs, state.seed, state.step)
+    found, slopes = step._zeros(state.params), (z, jnp.float32(1.0))
+    traced = jax.make_jaxpr(step._accumulate)(
+        found, *inputs, prefixes, slopes, state.seed, state.step
+    )
+    products = [
+        equation.params["precision"]
+        for equation in equations(traced.jaxpr)
+        if equation.primitive.name == "dot_general"
+        and all(x.aval.dtype == jnp.float32 for x in equation.invars)
+    ]
+    assert products  # those of the head
+    assert set(products) == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
 def test_the_place_of_what_is_kept_follows_the_free_memory_and_is_said(batch, monkeypatch):
     said = []
     for free, place in [((10**9, 10**9), "device"), ((0, 10**9), "host"), ((0, 0), "never")]:
         monkeypatch.setattr(
-            "vtalign_jax.training.grad_cache._free_bytes", lambda device, free=free: free
+            "vtalign_jax.training.memory.free_bytes", lambda device, free=free: free
         )
         config, bind, frozen, state, mesh = make_parts(1, train={"microbatch": 8})
         step = StreamedStep(bind, OPTIMIZER, lambda step: 1.0, config, mesh, said.append)

@@ -27,7 +27,7 @@ def trace(**weights):
     used = {id(x) for x in inner.outvars} | {id(x) for e in inner.eqns for x in e.invars}
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(arguments)]
     read = [path for path, x in zip(paths, inner.invars, strict=True) if id(x) in used]
-    return list(_equations(inner)), read
+    return list(equations(inner)), read
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_a_step_holds_only_the_losses_that_have_a_weight(itm_weight, caption_wei
     assert bool(draws) == (itm_weight > 0)
 
 
-def _equations(jaxpr):
+def equations(jaxpr):
     """Yield the equations of a jaxpr and of all jaxprs inside it."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):
-            yield from _equations(inner)
+            yield from equations(inner)

@@ -15,7 +15,6 @@ Source: Gao et al., 2021, "Scaling Deep Contrastive Learning Batch Size under Me
 """
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from vtalign_jax.array_types import Batch, Identity
 from vtalign_jax.config import Config
 from vtalign_jax.models.aligner import attended
 from vtalign_jax.objectives.captioning import count_tokens
+from vtalign_jax.training.memory import least_free_bytes
 from vtalign_jax.training.state import TrainState
 from vtalign_jax.training.step import (
     NOTHING_KEPT,
@@ -178,7 +178,7 @@ class StreamedStep:
             parts[0],
         )
         size = len(parts) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-        free_on_device, free_on_host = _free_bytes(local[0])
+        free_on_device, free_on_host = least_free_bytes(local[0])
         if self._keep_wanted != "auto":
             keep = self._keep_wanted
         elif size <= _DEVICE_SHARE * free_on_device * len(local):
@@ -309,7 +309,8 @@ class StreamedStep:
                     )
                 else:
                     z = embed(model, batch, keys, prefixes, self._depth)
-                pull = sum(jnp.vdot(a, b) for a, b in zip(z, slope, strict=True))
+                # No dot product: a TPU's is one bfloat16 pass, also on the way back to `slope`.
+                pull = sum(jnp.sum(a * b) for a, b in zip(z, slope, strict=True))
                 return pull + self._caption_weight * caption_scale * nll, nll
 
             return jax.grad(inner, has_aux=True)(params)
@@ -374,12 +375,3 @@ class _Shards:
     def to_devices(self) -> jax.Array:
         arrays = [jax.device_put(shard, device) for device, shard in self._shards]
         return jax.make_array_from_single_device_arrays(self._shape, self._sharding, arrays)
-
-
-def _free_bytes(device: jax.Device) -> tuple[int, int]:
-    """Return the free memory of a device and of the host; a CPU device has the host's."""
-    free_on_host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    stats = device.memory_stats() or {}
-    if "bytes_limit" not in stats:
-        return free_on_host // jax.local_device_count(), free_on_host
-    return stats["bytes_limit"] - stats["bytes_in_use"], free_on_host
