@@ -110,7 +110,7 @@ class _Sweep:
 
     def __init__(self, objective: ObjectiveConfig, axes: tuple[str, ...], tile: int) -> None:
         self._objective, self._axes, self._tile = objective, axes, tile
-        # Otherwise the only right answer of a row is its own, whose score is one dot product.
+        # Otherwise the only right answer of a row is its own, and the logarithm its very score.
         self._many = negatives.same_text_policy(objective) == "multi_positive"
 
     def forward(
@@ -122,24 +122,30 @@ class _Sweep:
 
         def body(carry: tuple, chunk: tuple) -> tuple:
             scores, weighted, right = self._tile_of(z_video, identity, temperature, chunk)
+            over_texts, answers = carry
             found = [_LogSum.over(weighted, axis=0)]
-            carry = [carry[0].plus(_LogSum.over(weighted, axis=1)), *carry[1:]]
             if self._many:
                 allowed = jnp.where(right, scores, -jnp.inf)
                 found.append(_LogSum.over(allowed, axis=0))
-                carry[1] = carry[1].plus(_LogSum.over(allowed, axis=1))
-            return tuple(carry), tuple(found)
+                answers = answers.plus(_LogSum.over(allowed, axis=1))
+            else:
+                # Taken from the tile: a product of its own would round differently from the same
+                # score in the sum, and a row without negatives would not lose exactly 0.
+                answers += jnp.sum(jnp.where(right, scores, 0.0), axis=1)
+            return (over_texts.plus(_LogSum.over(weighted, axis=1)), answers), tuple(found)
 
-        start = (_LogSum.empty(rows),) * (1 + self._many)
-        by_video, by_text = jax.lax.scan(body, start, (texts, columns))
+        nothing = _LogSum.empty(rows)
+        start = (nothing, nothing if self._many else jnp.zeros(rows, jnp.float32))
+        (by_video, answers), by_text = jax.lax.scan(body, start, (texts, columns))
         count = mask.shape[0]
         found = [_LogSum(*(x.reshape(-1)[:count] for x in part)) for part in by_text]
-        video = [_masked(part.value(), identity.row_mask) for part in by_video]
+        video = [_masked(by_video.value(), identity.row_mask)]
         text = [_masked(part.across(self._axes).value(), mask) for part in found]
-        if not self._many:
-            own = self._own_scores(z_video, z_text, temperature, identity.row_mask)
-            video.append(own)
-            text.append(jax.lax.all_gather(own, self._axes, tiled=True))
+        if self._many:
+            video.append(_masked(answers.value(), identity.row_mask))
+        else:
+            video.append(answers)
+            text.append(jax.lax.all_gather(answers, self._axes, tiled=True))
         sums = Sums(video[0], text[0], video[1], text[1])
         total = jax.lax.psum(jnp.sum(sums.video - sums.video_right), self._axes)
         total += jnp.sum(sums.text - sums.text_right)
@@ -204,12 +210,6 @@ class _Sweep:
         scores = jnp.einsum("BE,CE->BC", z_video, text, precision=_PRECISION) / temperature
         weighted = scores + negatives.log_weights(identity, columns, self._objective)
         return scores, weighted, negatives.is_positive(identity, columns, self._objective)
-
-    def _own_scores(
-        self, z_video: jax.Array, z_text: jax.Array, temperature: jax.Array, mask: jax.Array
-    ) -> jax.Array:
-        own = jnp.einsum("BE,BE->B", z_video, z_text, precision=_PRECISION) / temperature
-        return jnp.where(mask, own, 0.0)
 
 
 class _LogSum(NamedTuple):
