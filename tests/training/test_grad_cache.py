@@ -12,7 +12,6 @@ import pytest
 from tests.tiny_aligner import make_aligner, make_batch, make_config, relative_error
 from tests.training.test_zero_weights import equations
 from vtalign_jax import sharding
-from vtalign_jax.config import MeshConfig
 from vtalign_jax.training.grad_cache import StreamedStep
 from vtalign_jax.training.state import init_state
 from vtalign_jax.training.step import make_train_step
@@ -24,7 +23,7 @@ def make_parts(devices: int, **sections):
     """Return (config, bind, frozen on the devices, a fresh state, mesh)."""
     config = make_config(**sections)
     bind, params, frozen = make_aligner(config)
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
     frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
     return config, bind, frozen, init_state(params, OPTIMIZER, 0, mesh), mesh
 
@@ -91,20 +90,20 @@ def _check(found, expected):
 
 
 @pytest.mark.parametrize(
-    ("devices", "microbatch", "keep"),
+    ("devices", "microbatch", "keep", "fsdp"),
     [
-        (1, 1, "device"),
-        (1, 3, "never"),
-        (1, 8, "host"),
-        (2, 3, "host"),
-        (4, 3, "never"),
-        (8, 1, "device"),
+        (1, 1, "device", 1),
+        (1, 3, "never", 1),
+        (1, 8, "host", 1),
+        (2, 3, "host", 1),
+        (4, 3, "never", 1),
+        (8, 1, "device", 4),
     ],
 )
 def test_loss_and_gradients_equal_the_direct_step_with_dropout(
-    batch, expected, devices, microbatch, keep
+    batch, expected, devices, microbatch, keep, fsdp
 ):
-    _check(streamed(batch, devices, microbatch, keep), expected)
+    _check(streamed(batch, devices, microbatch, keep, mesh={"fsdp": fsdp}), expected)
 
 
 @pytest.mark.parametrize("keep", ["device", "never"])
