@@ -1,17 +1,18 @@
 """Embeddings of clips and texts with a trained model, outside the training loop."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from vtalign_jax import sharding
+from vtalign_jax.clips import Clip, Pictures, Span, Square, check_clips, check_spans, read_spans
 from vtalign_jax.config import MeshConfig
-from vtalign_jax.dst.images import make_square
+from vtalign_jax.dst.images import FITS, ROTATIONS
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.models.aligner import AlignerModel
@@ -19,8 +20,29 @@ from vtalign_jax.pipeline.sampling import whole_seconds
 from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.trained import Trained, load_trained
 
-_MAX_ROWS = 16  # embedded at once; smaller inputs are padded to a power of two
-_TEXT_STEP = 16  # texts are padded to a multiple of this many tokens
+# Shapes are few, because each is compiled once: rows come in pieces of these sizes (nothing is
+# padded to them), and what a row holds is padded to a bucket.
+_PIECES = (16, 4, 1)
+_MOST_FRAMES = 128  # of a piece; longer clips go by fewer at a time
+_SHORTEST_TEXT = 32  # tokens; the next buckets are 4 times as long each
+_WINDOWS = (59, 599, 3599)  # seconds; a clip's tokens are padded to the longest turn below one
+_TOKEN_STEP = 16  # to whose multiple
+
+
+class _Row(NamedTuple):
+    """One input of the model.
+
+    Attributes:
+      ids: int32[n].
+      tokens: to pad the ids to.
+      frames: of a clip, uint8[H, W, 3] each.
+      slots: frames to pad the clip to; 0 for a text.
+    """
+
+    ids: np.ndarray
+    tokens: int
+    frames: list[np.ndarray]
+    slots: int
 
 
 class Aligner:
@@ -31,18 +53,28 @@ class Aligner:
       temperature: tau; `z_video @ z_text.T / temperature` are the logits of training.
     """
 
-    def __init__(self, trained: Trained, dtype: str = ""):
+    def __init__(
+        self, trained: Trained, dtype: str = "", *, fit: str = "", rotate: int | None = None
+    ):
         """Load the base and put the trained leaves in their places.
 
         Args:
           trained: of `load_trained`.
-          dtype: "float32" or "bfloat16" for storage and products; by default as in training.
+          dtype: see `load`.
+          fit: see `load`.
+          rotate: see `load`.
 
         Raises:
-          UserError: the base's tensors do not fit.
+          UserError: the base's tensors do not fit, or an argument is none of its choices.
         """
-        if dtype not in ("", "float32", "bfloat16"):
-            raise UserError(f"dtype must be float32 or bfloat16, got {dtype!r}")
+        for name, value, allowed in (
+            ("dtype", dtype, ("", "float32", "bfloat16")),
+            ("fit", fit, ("", *FITS)),
+            ("rotate", rotate, (None, *ROTATIONS)),
+        ):
+            if value not in allowed:
+                choices = ", ".join(str(choice) for choice in allowed if choice not in ("", None))
+                raise UserError(f"{name} is one of {choices}, got {value!r}")
         model = dataclasses.replace(trained.config.model, remat=False)
         if dtype:
             model = dataclasses.replace(model, compute_dtype=dtype, frozen_dtype=dtype)
@@ -52,7 +84,11 @@ class Aligner:
         self.trained = trained
         self._params = frozen | {path: jnp.asarray(x) for path, x in trained.params.items()}
         self._tokenizer = ClipTokenizer(assembly.directory)
-        self._most_text_tokens = config.data.max_text_tokens
+        self._square = Square(
+            self._tokenizer.image_size,
+            fit or trained.facts.get("fit", "square"),
+            trained.facts.get("rotate", 0) if rotate is None else rotate,
+        )
         # A TPU's default float32 product is one bfloat16 pass.
         self._precision = "highest" if model.compute_dtype == "float32" else "default"
         bind = assembly.bind
@@ -68,32 +104,45 @@ class Aligner:
         self.temperature = float(bind(self._params).temperature())
 
     @classmethod
-    def load(cls, path: str | Path, base: str = "", dtype: str = "") -> "Aligner":
+    def load(
+        cls,
+        path: str | Path,
+        base: str = "",
+        dtype: str = "",
+        *,
+        fit: str = "",
+        rotate: int | None = None,
+    ) -> "Aligner":
         """Return the aligner of a workdir (its best checkpoint), a checkpoint or an export.
 
         Args:
           path: of it.
           base: directory or hub id of the base model, if it is not where it was in training.
-          dtype: "float32" or "bfloat16"; by default as in training.
+          dtype: "float32" or "bfloat16" for storage and products; by default as in training.
+          fit: "square" squeezes frames to the model's square, "center_crop" cuts it out of their
+            middle; by default as `prepare` did for the clips trained on.
+          rotate: degrees counter-clockwise that frames are turned by first; by default likewise.
+            For frames that stand upright already, 0.
 
         Raises:
           UserError: nothing of the kind is there, or it does not fit its base model.
         """
-        return cls(load_trained(path, base), dtype)
+        return cls(load_trained(path, base), dtype, fit=fit, rotate=rotate)
 
     def encode_clips(
         self,
-        frames: np.ndarray,
-        frame_mask: np.ndarray | None = None,
+        frames: np.ndarray | Sequence[Pictures],
+        frame_mask: np.ndarray | Sequence[Sequence[bool]] | None = None,
         window_seconds: float | Sequence[float] | None = None,
     ) -> np.ndarray:
         """Return the embeddings of clips.
 
         Args:
-          frames: uint8[B, F, H, W, 3] of any size, evenly spread over the window: frame k of F is
-            shown at (k + 0.5) / F of it. Squeezed to the model's square as in training.
-          frame_mask: bool[B, F], at least one True a row; None for all frames. A frame left out
-            does not move the times of the others.
+          frames: uint8[B, F, H, W, 3] of any size; or a list of clips, each a list of pictures (PIL
+            images, or uint8[H, W, 3]) of any number and sizes. Evenly spread over the window: frame
+            k of F is shown at (k + 0.5) / F of it. They are made square as in training, see `load`.
+          frame_mask: bool[B, F], or a row for each clip; at least one True a row, None for all
+            frames. A frame left out does not move the times of the others.
           window_seconds: length of the clips, or of each one; None for that of the clips trained on
             (4 by default; their median, where `prepare --strategy` made windows of many lengths).
 
@@ -101,24 +150,34 @@ class Aligner:
           float32[B, E], unit norm.
 
         Raises:
-          UserError: an array of another shape or dtype, or a length that is not above 0.
+          UserError: arrays or pictures of another form, or a length that is not above 0.
         """
-        frames, mask = _checked_clips(frames, frame_mask)
-        windows = self._checked_windows(window_seconds, len(frames))
-        count = frames.shape[1]
-        if not len(frames):
-            return self._none()
-        ids = [
-            self._tokenizer.encode_clip(whole_seconds(np.flatnonzero(row), window, count), window)
-            for row, window in zip(mask, windows, strict=True)
-        ]
-        length = self._tokenizer.max_clip_tokens(count, max(windows))
-        size = self._tokenizer.image_size
-        pixels = np.zeros((len(frames), count, size, size, 3), np.uint8)
-        for row, clip, valid in zip(pixels, frames, mask, strict=True):
-            for place, frame in zip(row, clip[valid], strict=False):  # valid frames first
-                place[...] = make_square(Image.fromarray(frame), size, "square", 0)
-        return self._embed(self._clips, *_padded(ids, length, self._tokenizer.pad_id), pixels)
+        windows = self.trained.facts["window_seconds"] if window_seconds is None else window_seconds
+        given = enumerate(check_clips(frames, frame_mask, windows))
+        rows = ((place, self._clip_row(clip.squared(self._square))) for place, clip in given)
+        return self._embed(self._clips, rows)
+
+    def encode_videos(self, spans: Sequence[Span], frames: int | None = None) -> np.ndarray:
+        """Return the embeddings of spans of video files.
+
+        Args:
+          spans: (path, start, end) each, in seconds from the video's first frame. Each is a clip
+            whose window it is; frames are taken from where `prepare` takes them, and those that lie
+            before the start or after the end of the video are left out.
+          frames: of a clip; by default as in training.
+
+        Returns:
+          float32[B, E], unit norm, in the order of `spans`.
+
+        Raises:
+          UserError: a file that cannot be read, or a span without a frame or with a damaged one.
+        """
+        count = self.trained.config.data.frames if frames is None else frames
+        if count < 1:
+            raise UserError(f"frames must be 1 or more, got {frames}")
+        check_spans(spans)
+        read = read_spans(spans, count, self._square)
+        return self._embed(self._clips, ((place, self._clip_row(clip)) for place, clip in read))
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return the embeddings of texts: float32[B, E], unit norm.
@@ -127,57 +186,81 @@ class Aligner:
         """
         if isinstance(texts, str):
             raise UserError("encode_texts takes a list of texts, got one string; put it in a list")
-        if not len(texts):
-            return self._none()
-        ids = [self._tokenizer.encode_text(text, self._most_text_tokens) for text in texts]
-        length = -(-max(map(len, ids)) // _TEXT_STEP) * _TEXT_STEP
-        return self._embed(self._texts, *_padded(ids, length, self._tokenizer.pad_id))
+        return self._embed(self._texts, ((n, self._text_row(text)) for n, text in enumerate(texts)))
 
-    def _checked_windows(self, given: float | Sequence[float] | None, clips: int) -> list[float]:
-        """Return the length of each clip's window, in seconds."""
-        lengths = np.asarray(self.trained.facts["window_seconds"] if given is None else given)
-        if lengths.ndim and lengths.shape != (clips,):
-            raise UserError(f"window_seconds are {list(lengths.shape)}, there are {clips} clips")
-        if not (np.isfinite(lengths) & (lengths > 0)).all():
-            raise UserError(f"window_seconds must be above 0, got {given}")
-        return np.broadcast_to(lengths, clips).tolist()
+    def _text_row(self, text: str) -> _Row:
+        most = self.trained.config.data.max_text_tokens
+        ids = self._tokenizer.encode_text(text, most)
+        tokens = _SHORTEST_TEXT
+        while tokens < len(ids):
+            tokens *= 4
+        return _Row(ids, min(tokens, max(most, len(ids))), [], 0)
 
-    def _embed(self, function: Callable, *arrays: np.ndarray) -> np.ndarray:
-        parts = []
-        for start in range(0, len(arrays[0]), _MAX_ROWS):
-            rows = [array[start : start + _MAX_ROWS] for array in arrays]
-            count = len(rows[0])
-            # The last row is repeated: a row of zeros would have no valid token.
-            index = np.minimum(np.arange(1 << (count - 1).bit_length()), count - 1)
+    def _clip_row(self, clip: Clip) -> _Row:
+        seconds = whole_seconds(clip.numbers, clip.seconds, clip.sampled)
+        ids = self._tokenizer.encode_clip(seconds, clip.seconds)
+        slots = 1
+        if len(clip.frames) > 1:
+            slots = self.trained.config.data.frames
+            while slots < len(clip.frames):
+                slots *= 2
+        window = next((most for most in _WINDOWS if clip.seconds <= most), clip.seconds)
+        tokens = self._tokenizer.max_clip_tokens(slots, window)
+        return _Row(ids, -(-tokens // _TOKEN_STEP) * _TOKEN_STEP, clip.frames, slots)
+
+    def _embed(self, function: Callable, rows: Iterable[tuple[int, _Row]]) -> np.ndarray:
+        """Return the embeddings of rows in the order of their places."""
+        found: dict[int, np.ndarray] = {}
+        running: list[tuple[Sequence[int], jax.Array]] = []  # while the next rows are made
+
+        def fetch() -> None:
+            places, embedded = running.pop(0)
+            found.update(zip(places, np.asarray(embedded), strict=True))
+
+        for places, piece in _pieces(rows):
             with jax.default_matmul_precision(self._precision):
-                embedded = function(self._params, *(array[index] for array in rows))
-            parts.append(np.asarray(embedded)[:count])
-        return np.concatenate(parts)
+                running.append((places, function(self._params, *self._stack(piece))))
+            if len(running) > 1:
+                fetch()
+        while running:
+            fetch()
+        if not found:
+            return np.zeros((0, self.trained.config.model.embedding_dim), np.float32)
+        return np.stack([found[place] for place in range(len(found))])
 
-    def _none(self) -> np.ndarray:
-        return np.zeros((0, self.trained.config.model.embedding_dim), np.float32)
+    def _stack(self, rows: Sequence[_Row]) -> tuple[np.ndarray, ...]:
+        """Return ids int32[n, S], mask bool[n, S] and, of clips, frames uint8[n, F, H, W, 3]."""
+        tokens, slots = rows[0].tokens, rows[0].slots
+        ids = np.full((len(rows), tokens), self._tokenizer.pad_id, np.int32)
+        for i, row in enumerate(rows):
+            ids[i, : len(row.ids)] = row.ids
+        mask = np.arange(tokens) < np.array([[len(row.ids)] for row in rows])
+        if not slots:
+            return ids, mask
+        size = self._tokenizer.image_size
+        frames = np.zeros((len(rows), slots, size, size, 3), np.uint8)
+        for i, row in enumerate(rows):
+            frames[i, : len(row.frames)] = row.frames
+        return ids, mask, frames
 
 
-def _checked_clips(
-    frames: np.ndarray, frame_mask: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
-        raise UserError(
-            f"frames are {frames.dtype}{list(frames.shape)}, they must be uint8[B, F, H, W, 3]"
-        )
-    mask = np.ones(frames.shape[:2], bool) if frame_mask is None else np.asarray(frame_mask, bool)
-    if mask.shape != frames.shape[:2]:
-        raise UserError(f"frame_mask is {list(mask.shape)}, frames are {list(frames.shape)}")
-    if not mask.any(axis=1).all():
-        raise UserError(f"clip {int(np.argmin(mask.any(axis=1)))} has no valid frame")
-    return frames, mask
+def _pieces(
+    rows: Iterable[tuple[int, _Row]],
+) -> Iterator[tuple[tuple[int, ...], tuple[_Row, ...]]]:
+    """Yield (places, rows) of one bucket and of one of the sizes of `_PIECES`."""
+    waiting: dict[tuple[int, int], list[tuple[int, _Row]]] = {}
+    for place, row in rows:
+        bucket = waiting.setdefault((row.tokens, row.slots), [])
+        bucket.append((place, row))
+        if len(bucket) == _sizes(row.slots)[0]:
+            yield tuple(zip(*bucket, strict=True))
+            bucket.clear()
+    for (_, slots), bucket in waiting.items():
+        for size in _sizes(slots):
+            while len(bucket) >= size:
+                yield tuple(zip(*bucket[:size], strict=True))
+                del bucket[:size]
 
 
-def _padded(rows: list[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.full((len(rows), length), pad_id, np.int32)
-    mask = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return ids, mask
+def _sizes(slots: int) -> list[int]:
+    return [size for size in _PIECES if size == 1 or size * slots <= _MOST_FRAMES]

@@ -5,12 +5,14 @@ import warnings
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+FITS = ("square", "center_crop")
+ROTATIONS = (0, 90, 180, 270)
 JPEG_QUALITY = 95
 MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded
 MAX_BYTES = 64 * 2**20  # larger image files are refused before they are read
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
-_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # Pillow's conversion to RGB would clip them
+DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # Pillow's conversion to RGB would clip them
 
 _ROTATIONS = {  # degrees counter-clockwise
     90: Image.Transpose.ROTATE_90,
@@ -73,7 +75,7 @@ def _open(data: bytes) -> Image.Image:
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"picture of {width} x {height} pixels is too large")
-        if picture.mode in _DEEP_MODES:
+        if picture.mode in DEEP_MODES:
             raise ValueError(f"picture of mode {picture.mode}, more than 8 bits a channel")
         picture.load()  # a picture that is cut short must fail here, not in training
         is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1

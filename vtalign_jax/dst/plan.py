@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 
 from vtalign_jax.dst.finder import Finder, check_roots
+from vtalign_jax.dst.images import FITS, ROTATIONS
 from vtalign_jax.dst.layouts import LAYOUTS, Naming, make_layout
 from vtalign_jax.dst.nodes import Remark, Skip, Video
 from vtalign_jax.dst.pairs import is_chosen, make_pairs, parse_levels
@@ -19,8 +20,6 @@ from vtalign_jax.dst.windows import SECONDS_A_FRAME, STRATEGIES, window_chooser
 from vtalign_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
-FITS = ("square", "center_crop")
-ROTATIONS = (0, 90, 180, 270)
 ON_LEAKAGE = ("error", "drop")
 
 
