@@ -47,7 +47,7 @@ def export_peft(
       ExportDiffers: the files give other embeddings in PyTorch; nothing is left at `out`.
     """
     with new_folder(out, peft.SETTINGS, overwrite=overwrite) as folder:
-        trained = load_trained(checkpoint, base)
+        trained = load_trained(checkpoint, base, needs_hugging_face=True)
         say(f"exporting {trained.source}")
         _write(folder, trained)
         config, facts = trained.config, trained.facts

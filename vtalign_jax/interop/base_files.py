@@ -16,6 +16,7 @@ from vtalign_jax.errors import UserError
 
 TINY = "tiny"
 INDEX = "model.safetensors.index.json"
+CONVERTED = "vtalign_base.json"  # in a folder of launch/convert.py
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -116,6 +117,11 @@ def weight_files(directory: Path) -> list[Path]:
         files = [directory / name for name in names]
     elif (directory / "model.safetensors").is_file():
         files = [directory / "model.safetensors"]
+    elif (directory / CONVERTED).is_file():
+        raise UserError(
+            f"{directory} is a base of launch/convert.py, without Hugging Face's weight files; "
+            "give the directory or hub id it was made of with --base"
+        )
     else:
         files = sorted(directory.glob("*.safetensors"))
     missing = [file.name for file in files if not file.is_file()]
@@ -135,7 +141,7 @@ def base_fingerprint(directory: Path) -> str:
     """Return a hash that tells base models apart without reading them whole.
 
     Taken over `config.json`, `tokenizer.json` and, of every weight file, its size, its header and
-    64 evenly spaced samples of 4 KiB.
+    64 evenly spaced samples of 4 KiB. A converted base has that of the files it was made of.
 
     Returns:
       16 hexadecimal digits.
@@ -145,6 +151,10 @@ def base_fingerprint(directory: Path) -> str:
     """
     digest = hashlib.sha256()
     directory = Path(directory)
+    if (directory / CONVERTED).is_file():
+        from vtalign_jax.interop import converted  # needs TensorStore; most bases do not
+
+        return converted.read_facts(directory)["fingerprint"]
     for name in ("config.json", "tokenizer.json"):
         if (directory / name).is_file():
             digest.update((directory / name).read_bytes())

@@ -60,6 +60,5 @@ def _grant_umask(folder: Path) -> None:
     """Give folder and files the usual rights; mkdtemp and safetensors make them the owner's."""
     umask = os.umask(0)
     os.umask(umask)
-    folder.chmod(0o777 & ~umask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)

@@ -6,7 +6,7 @@ ours are [in, out]: they are turned in tiles that stay in the caches.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -54,15 +54,35 @@ def load_leaf(
       dtype: of the leaf.
       sharding: where it lies.
     """
+    slices = sharding.addressable_devices_indices_map(shape).values()
+    buffers = read_slices(parts, axes, shape, dtype, slices)
+    leaf = jax.make_array_from_callback(shape, sharding, lambda index: buffers[str(index)])
+    return jax.block_until_ready(leaf)
+
+
+def read_slices(
+    parts: Sequence[Stored],
+    axes: tuple[int, ...] | None,
+    shape: tuple[int, ...],
+    dtype: Any,
+    slices: Iterable[Index],
+) -> dict[str, np.ndarray]:
+    """Return each slice of a leaf by its name, `str(index)`; equal ones are read once.
+
+    Args:
+      parts: as for `load_leaf`, and so are axes, shape and dtype.
+      axes: see there.
+      shape: see there.
+      dtype: see there.
+      slices: of the leaf.
+    """
     is_stacked = len(shape) > len(parts[0].shape)
-    slices: dict[str, Index] = {}
-    for index in sharding.addressable_devices_indices_map(shape).values():
-        slices[str(index)] = index  # replicas hold the same
-    buffers = {name: _aligned(_extent(index, shape), dtype) for name, index in slices.items()}
+    named = {str(index): index for index in slices}
+    buffers = {name: _aligned(_extent(index, shape), dtype) for name, index in named.items()}
 
     def fill(number: int) -> None:
         """Read what all slices hold of one part."""
-        for name, index in slices.items():
+        for name, index in named.items():
             if not is_stacked:
                 copy_slice(buffers[name], parts[number], axes, index)
                 continue
@@ -73,8 +93,7 @@ def load_leaf(
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(fill, range(len(parts))))
-    leaf = jax.make_array_from_callback(shape, sharding, lambda index: buffers[str(index)])
-    return jax.block_until_ready(leaf)
+    return buffers
 
 
 def copy_slice(out: np.ndarray, part: Stored, axes: tuple[int, ...] | None, index: Index) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop.base_files import StoredTensor, read_json, resolve_base, stored_tensors
-from vtalign_jax.interop.streaming import load_leaf
+from vtalign_jax.interop.base_files import CONVERTED, read_json, resolve_base, stored_tensors
+from vtalign_jax.interop.streaming import Stored, load_leaf
 from vtalign_jax.models import parameters
 from vtalign_jax.models.configuration import SmolVLMConfig
 from vtalign_jax.models.lora import AdapterConfig
@@ -34,6 +35,7 @@ KEY_RULES: tuple[tuple[str, tuple[str, tuple[int, ...] | None]], ...] = (
 _ADAPTER_LEAF = r".*\.lora_[ab]"
 _STACK = re.compile(r"\.(tuned_)?layers\.")
 _ANY_TEXT_LEAF = "text_model.layers.input_layernorm.scale"
+_HEADS = {"lm_head.weight", "lm_head.kernel"}  # Hugging Face's key, and ours
 _FLOATS = ("float32", "bfloat16", "float16")
 
 ShardingOf = Callable[[str], jax.sharding.Sharding | None]
@@ -67,7 +69,7 @@ def read_config(directory: Path) -> SmolVLMConfig:
     if not directory.is_dir():
         raise UserError(f"no base model directory {directory}; is the path right?")
     config = SmolVLMConfig.from_hf(read_json(directory, "config.json"))
-    if config.tie_word_embeddings and "lm_head.weight" in stored_tensors(directory):
+    if config.tie_word_embeddings and _HEADS & set(_stored(directory)):
         config = dataclasses.replace(config, tie_word_embeddings=False)
     return config
 
@@ -87,19 +89,30 @@ def hugging_face_sources(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[s
         for pattern, target in KEY_RULES
         if any(parameters.matches(pattern, path) for path in paths)
     ]
-    lower = abstract[_ANY_TEXT_LEAF].shape[0] if _ANY_TEXT_LEAF in abstract else 0
+    names = block_names(abstract)
     sources = {}
     for path, (pattern, template, axes) in parameters.match(rules, paths).items():
-        key = re.sub(pattern, template, path)
-        stack = _STACK.search(key)
+        keys = tuple(re.sub(pattern, template, name) for name in names[path])
+        sources[path] = Source(keys, axes, is_stacked=_STACK.search(path) is not None)
+    return sources
+
+
+def block_names(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[str, ...]]:
+    """Return the names of each leaf's blocks, `text_model.layers.3.norm.scale`, or its own alone.
+
+    They do not depend on how many of the decoder's blocks are tuned.
+    """
+    lower = abstract[_ANY_TEXT_LEAF].shape[0] if _ANY_TEXT_LEAF in abstract else 0
+    names = {}
+    for path, leaf in abstract.items():
+        stack = _STACK.search(path)
         if stack is None:
-            sources[path] = Source((key,), axes, is_stacked=False)
+            names[path] = (path,)
             continue
         first = lower if stack[1] else 0
-        numbers = range(first, first + abstract[path].shape[0])
-        keys = tuple(_STACK.sub(f".layers.{n}.", key) for n in numbers)
-        sources[path] = Source(keys, axes, is_stacked=True)
-    return sources
+        numbers = range(first, first + leaf.shape[0])
+        names[path] = tuple(_STACK.sub(f".layers.{n}.", path) for n in numbers)
+    return names
 
 
 def source_shape(source: Source, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -122,7 +135,7 @@ def load_into(
 
     Args:
       abstract: `{path: shape and dtype}` of a `SmolVLM`, paths without prefix.
-      directory: a Hugging Face checkpoint directory.
+      directory: a Hugging Face checkpoint directory, or what launch/convert.py made of one.
       sharding_of: path -> where the leaf lies; None (the function or its answer) for the default
         device.
       dtype: storage of every leaf, or a function of its path; None for the abstract leaf's.
@@ -134,8 +147,12 @@ def load_into(
       UserError: a missing or broken file, or tensors that do not fit the model; all missing keys,
         unexpected keys and wrong shapes are named at once.
     """
-    sources = hugging_face_sources(abstract)
-    tensors = stored_tensors(Path(directory))
+    sources, tensors = hugging_face_sources(abstract), _stored(directory)
+    if _is_converted(directory):
+        names = block_names(abstract)
+        sources = {
+            path: Source(names[path], None, source.is_stacked) for path, source in sources.items()
+        }
     _check_fit(sources, abstract, tensors, directory)
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     leaves = {}
@@ -186,10 +203,41 @@ def load_smolvlm(
     return bind({**leaves, **adapter_leaves()})
 
 
+def views(directory: Path) -> dict[str, np.ndarray]:
+    """Return a base's tensors by the names of our blocks, their axes in our order; none is read.
+
+    Raises:
+      UserError: see `load_into`.
+    """
+    config = read_config(directory)
+    _, abstract = parameters.abstract(lambda: SmolVLM(config, rngs=nnx.Rngs(0)))
+    sources, tensors = hugging_face_sources(abstract), stored_tensors(directory)
+    _check_fit(sources, abstract, tensors, directory)
+    names, found = block_names(abstract), {}
+    for path, source in sources.items():
+        for name, key in zip(names[path], source.keys, strict=True):
+            array = np.asarray(tensors[key].array())
+            found[name] = array if source.axes is None else array.transpose(source.axes)
+    return found
+
+
+def _is_converted(directory: Path) -> bool:
+    return (Path(directory) / CONVERTED).is_file()
+
+
+def _stored(directory: Path) -> Mapping[str, Stored]:
+    """Return the tensors by Hugging Face's keys, or those of a converted base by our names."""
+    if not _is_converted(directory):
+        return stored_tensors(Path(directory))
+    from vtalign_jax.interop import converted  # needs TensorStore; most bases do not
+
+    return converted.stored_arrays(Path(directory))
+
+
 def _check_fit(
     sources: Mapping[str, Source],
     abstract: Mapping[str, jax.ShapeDtypeStruct],
-    tensors: Mapping[str, StoredTensor],
+    tensors: Mapping[str, Stored],
     directory: Path,
 ) -> None:
     """Raise one UserError that names every missing key, unexpected key and wrong shape."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from vtalign_jax.config import Config, resolve
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop import peft
+from vtalign_jax.interop import converted, peft
 from vtalign_jax.interop.base_files import TINY, base_fingerprint
 from vtalign_jax.training import checkpoint
 from vtalign_jax.training.assemble import Assembly, assemble
@@ -37,12 +37,13 @@ class Trained(NamedTuple):
     facts: dict[str, Any]
 
 
-def load_trained(path: str | Path, base: str = "") -> Trained:
+def load_trained(path: str | Path, base: str = "", *, needs_hugging_face: bool = False) -> Trained:
     """Return what was trained.
 
     Args:
       path: a workdir (its best checkpoint is taken), a checkpoint, or an export.
       base: directory or hub id of the base model, if it is not where it was in training.
+      needs_hugging_face: take what a converted base was made of instead of it.
 
     Raises:
       UserError: nothing of the kind is there, or it does not fit its base model.
@@ -62,7 +63,8 @@ def load_trained(path: str | Path, base: str = "") -> Trained:
             "window_seconds": extra.get("window_seconds", WINDOW_SECONDS),
             "fingerprints": extra["fingerprints"],
         }
-    config = with_base(config, base or config.model.base)
+    base = base or config.model.base
+    config = with_base(config, converted.original(base) if needs_hugging_face else base)
     assembly = assemble(config)
     _check_base(facts, assembly, source)
     if is_export:
