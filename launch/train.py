@@ -109,10 +109,12 @@ def main() -> None:
     )
     if not is_over:
         _say("compiling the training step")
-    waiting_since = time.perf_counter()
+    metrics, waiting_since = {}, time.perf_counter()
     for step, batch in batches:
-        session.progress.advance(time.perf_counter() - waiting_since)
+        session.progress.advance(_lost_seconds(waiting_since, metrics))
+        previous = metrics
         state, metrics, embedded, identity = train_step(state, frozen, batch)
+        jax.block_until_ready(previous)  # one step ahead of the devices, not many batches
         done = step + 1
         if step == session.step:
             jax.block_until_ready(metrics)
@@ -136,6 +138,17 @@ def main() -> None:
     mask_log.close()
     session.close()
     _say(session.summary())
+
+
+def _lost_seconds(waiting_since: float, metrics: dict[str, jax.Array]) -> float:
+    """Return how long the devices stood still for a batch, at most; 0 while they still compute.
+
+    Args:
+      waiting_since: the moment when the batch was asked for.
+      metrics: of the step made last.
+    """
+    waited = time.perf_counter() - waiting_since
+    return waited if all(value.is_ready() for value in metrics.values()) else 0.0
 
 
 def _say_mixture(train_split: ClipSplit, val_split: ClipSplit, config: Config) -> None:

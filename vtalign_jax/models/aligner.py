@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vtalign_jax.config import ModelConfig
@@ -12,6 +13,7 @@ from vtalign_jax.models.lora import AdapterConfig
 from vtalign_jax.models.smolvlm import SmolVLM
 
 MIN_TEMPERATURE = 0.01  # 1 / tau <= 100, as CLIP (Radford et al., 2021) clips it
+MIN_LOG_TEMPERATURE = float(np.log(np.float32(MIN_TEMPERATURE)))
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5  # Hugging Face IMAGENET_STANDARD_*, of every SmolVLM processor
 
 
@@ -94,7 +96,8 @@ class AlignerModel(nnx.Module):
             self.text_head = ProjectionHead(*sizes, rngs=rngs)
         if has_matching_head:  # drawn last: the others' values do not depend on it
             self.matching_head = MatchingHead(config.embedding_dim, rngs=rngs)
-        self.log_temperature = nnx.Param(jnp.log(jnp.float32(config.temperature_init)))
+        log_temperature = jnp.log(jnp.float32(config.temperature_init))
+        self.log_temperature = nnx.Param(jnp.maximum(log_temperature, MIN_LOG_TEMPERATURE))
         self.pooling = config.pooling
         self.is_shared = config.head == "shared"
 
@@ -224,8 +227,10 @@ class AlignerModel(nnx.Module):
         return self.head(pooled) if self.is_shared else self.text_head(pooled)
 
     def temperature(self) -> jax.Array:
-        """Return tau: float32[], never below `MIN_TEMPERATURE`."""
-        return jnp.maximum(jnp.exp(self.log_temperature[...]), MIN_TEMPERATURE)
+        """Return tau: float32[], not below `MIN_TEMPERATURE`; at it, all of the gradient passes."""
+        log_temperature = self.log_temperature[...]
+        is_low = log_temperature < MIN_LOG_TEMPERATURE
+        return jnp.exp(jnp.where(is_low, MIN_LOG_TEMPERATURE, log_temperature))
 
 
 def normalise(frames: jax.Array) -> jax.Array:

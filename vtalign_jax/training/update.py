@@ -1,18 +1,13 @@
 """One update of the trainable leaves, however their gradient was computed."""
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from vtalign_jax.models.aligner import MIN_TEMPERATURE
+from vtalign_jax.models.aligner import MIN_LOG_TEMPERATURE
 from vtalign_jax.training.state import TrainState
-
-# A hair above the bound: at it, half of the gradient would reach tau, or none where a device rounds
-# exp(log(bound)) down.
-_LEAST_LOG_TEMPERATURE = math.log(MIN_TEMPERATURE * (1 + 1e-5))
 
 
 def make_update(optimizer: optax.GradientTransformation, learning_rate: optax.Schedule) -> Callable:
@@ -60,6 +55,6 @@ def make_update(optimizer: optax.GradientTransformation, learning_rate: optax.Sc
 
 
 def _clamp_temperature(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Keep tau above its bound, so that it can come back from there (CLIP clamps it as well)."""
-    clamped = jnp.maximum(params["log_temperature"], _LEAST_LOG_TEMPERATURE)
+    """Keep tau at or above its bound, so that it can come back from there (CLIP does the same)."""
+    clamped = jnp.maximum(params["log_temperature"], MIN_LOG_TEMPERATURE)
     return params | {"log_temperature": clamped}
