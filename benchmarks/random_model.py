@@ -36,6 +36,35 @@ SMALL = {
     },
 }
 
+# The numbers of SmolVLM2-2.2B-Instruct.
+FULL_SIZE = {
+    "model_type": "smolvlm",
+    "image_token_id": 49190,
+    "scale_factor": 3,
+    "tie_word_embeddings": False,
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+        "image_size": 384,
+    },
+    "text_config": {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 130000.0,
+        "vocab_size": 49280,
+        "pad_token_id": 2,
+    },
+}
+
 
 def make_aligner(config: Config, base: SmolVLMConfig) -> tuple:
     """Return (bind, trainable leaves, frozen leaves) with random values."""

@@ -4,6 +4,7 @@ r"""Measure parts of the system side by side in one run; prints a JSON object a 
     python launch/bench.py input [--dataset=...]
     python launch/bench.py loss
     python launch/bench.py similarity [--base=...] [--sentence_model=...]
+    python launch/bench.py load [--forward] [--base=...] [--scratch=...]
 
 `prepare`: rendering clips against a loop that opens, seeks and decodes for each clip, by default on
 a synthetic video of 10 minutes with 200 nodes, and a worker's memory for 1 and 10 minutes of video.
@@ -16,6 +17,11 @@ dense form; a step streamed by GradCache against plain passes over the same micr
 
 `similarity`: which signature of texts tells 25 listed pairs of other actions from 25 paraphrases:
 lexical ones, the base's own and a sentence-transformers model's.
+
+`load`: time and peak anonymous memory of loading a base in bfloat16, from Hugging Face's files and
+converted, against transformers' `from_pretrained` and a copy of every tensor; by default a random
+2.2B checkpoint. With `--forward` the hidden states of a clip and a text in float32 against
+transformers' instead.
 
 Seconds differ between machines; the ratios are what to compare.
 """
@@ -32,10 +38,12 @@ _ANNOTATIONS = flags.DEFINE_string("annotations", "", "prepare: recordings to re
 _VIDEOS = flags.DEFINE_string("videos", "", "prepare: folder of those recordings")
 _WORKERS = flags.DEFINE_integer("workers", 0, "prepare: processes; 0: one a core", lower_bound=0)
 _DATASET = flags.DEFINE_string("dataset", "", "input: what prepare.py wrote with --out")
-_BASE = flags.DEFINE_string("base", "", "similarity: directory or hub id of a base model")
+_BASE = flags.DEFINE_string("base", "", "similarity, load: directory or hub id of a base model")
 _SENTENCE_MODEL = flags.DEFINE_string(
     "sentence_model", "", "similarity: folder of a sentence-transformers model"
 )
+_FORWARD = flags.DEFINE_bool("forward", False, "load: compare a forward pass in float32 instead")
+_SCRATCH = flags.DEFINE_string("scratch", "", "load: folder for 10 GB, removed afterwards")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "counted runs of each way", lower_bound=1)
 
 
@@ -70,11 +78,19 @@ def _similarity():
     return similarity.measure(_BASE.value, _SENTENCE_MODEL.value, say)
 
 
+def _load():
+    from benchmarks import load
+
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    return load.measure(_BASE.value, _SCRATCH.value, _REPEATS.value, say, forward=_FORWARD.value)
+
+
 PARTS = {  # each imports what it alone needs
     "prepare": _prepare,
     "input": _input,
     "loss": _loss,
     "similarity": _similarity,
+    "load": _load,
 }
 
 
