@@ -1,10 +1,11 @@
 """Slices of stored tensors into the host buffers of one leaf: each byte is copied once.
 
-A buffer is aligned so that JAX's CPU backend takes it as it is, for every device that holds the
-same slice; other backends copy it to their devices. Hugging Face stores kernels as [out, in] and
+A buffer starts at a page, so that JAX's CPU backend takes it as it is, for every device that holds
+the same slice; other backends copy it to their devices. Hugging Face stores kernels as [out, in],
 ours are [in, out]: they are turned in tiles that stay in the caches.
 """
 
+import mmap
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,6 @@ import numpy as np
 
 Index = tuple[slice, ...]
 
-_ALIGNMENT = 64  # bytes; from here on JAX's CPU backend does not copy a NumPy array
 _TILE = 64, 512  # rows and columns of a stored matrix: eight times as fast as one NumPy copy
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 _THREADS = min(8, os.cpu_count() or 1)  # NumPy's copies run beside each other
@@ -78,7 +78,7 @@ def read_slices(
     """
     is_stacked = len(shape) > len(parts[0].shape)
     named = {str(index): index for index in slices}
-    buffers = {name: _aligned(_extent(index, shape), dtype) for name, index in named.items()}
+    buffers = {name: _empty(_extent(index, shape), dtype) for name, index in named.items()}
 
     def fill(number: int) -> None:
         """Read what all slices hold of one part."""
@@ -125,12 +125,16 @@ def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(_BITS[array.dtype.itemsize])
 
 
-def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return an empty array that starts at a multiple of `_ALIGNMENT`."""
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return an array of zeros on pages of its own.
+
+    NumPy asks for huge pages where it can. In a virtual machine whose free memory the host has
+    taken back, the first touch of each then waits for 2 MiB: three times as long in all.
+    """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, max(size, 1), flags)  # at a multiple of 4096; JAX asks for 64
+    return np.frombuffer(memory, np.uint8, size).view(dtype).reshape(shape)
 
 
 def _extent(index: Index, shape: tuple[int, ...]) -> tuple[int, ...]:
