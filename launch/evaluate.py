@@ -25,7 +25,7 @@ from vtalign_jax import commandline, sharding
 from vtalign_jax.config import Config, MeshConfig
 from vtalign_jax.evaluation.embed import Evaluator
 from vtalign_jax.evaluation.table import format_table
-from vtalign_jax.interop.model_card import SETTINGS
+from vtalign_jax.interop.forms import SETTINGS
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.pipeline.dataset import ClipSplit, open_split
 from vtalign_jax.pipeline.mixture import describe

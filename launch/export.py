@@ -15,11 +15,12 @@ from absl import flags
 from vtalign_jax import commandline
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import certificate, model_card
+from vtalign_jax.interop.forms import FORMS
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "workdir (its best checkpoint is taken), one of its checkpoints, or an export"
 )
-_FORMAT = flags.DEFINE_enum("format", "peft", ["peft"], "what to write")
+_FORMAT = flags.DEFINE_enum("format", "peft", list(FORMS), "what to write")
 _OUT = flags.DEFINE_string("out", "", "folder to write; default <workdir>/exports/<format>")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace an export that is already there")
 _BASE = flags.DEFINE_string("base", "", "directory or hub id of the base model, if it has moved")
@@ -34,12 +35,17 @@ def main() -> None:
     if not _CHECKPOINT.value:
         raise UserError("--checkpoint is missing (or --verify=DIR, to check an export); see --help")
     # Imported here because --verify must run where there is no JAX.
-    from vtalign_jax.export import ExportDiffers, export_peft
+    from vtalign_jax.export import ExportDiffers, export
 
     out = _OUT.value or _default_out(Path(_CHECKPOINT.value))
     try:
-        unverified = export_peft(
-            _CHECKPOINT.value, out, base=_BASE.value, overwrite=_OVERWRITE.value, say=_say
+        unverified = export(
+            _CHECKPOINT.value,
+            out,
+            _FORMAT.value,
+            base=_BASE.value,
+            overwrite=_OVERWRITE.value,
+            say=_say,
         )
     except ExportDiffers as error:
         sys.exit(f"error: the export gives other embeddings in PyTorch, nothing was kept: {error}")

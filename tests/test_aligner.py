@@ -251,8 +251,8 @@ def test_a_text_s_embedding_is_the_head_s_of_its_last_token(aligner, workdir):
 def test_a_checkpoint_and_an_export_give_the_workdir_s_embeddings(
     aligner, workdir, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(certificate, "missing_packages", lambda: ["torch"])
-    export.export_peft(workdir, tmp_path / "out", say=lambda line: None)
+    monkeypatch.setattr(certificate, "missing_packages", lambda needs: ["torch"])
+    export.export(workdir, tmp_path / "out", say=lambda line: None)
     other, clips = vt.Aligner.load(tmp_path / "out"), _clips(3)
     np.testing.assert_array_equal(other.encode_texts(TEXTS), aligner.encode_texts(TEXTS))
     np.testing.assert_array_equal(other.encode_clips(clips), aligner.encode_clips(clips))

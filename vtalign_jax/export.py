@@ -7,13 +7,20 @@ import numpy as np
 
 from vtalign_jax.aligner import Aligner
 from vtalign_jax.config import to_dict
-from vtalign_jax.interop import certificate, model_card, peft
-from vtalign_jax.interop.base_files import TINY
+from vtalign_jax.interop import certificate, embedding_files, merged, model_card, peft
+from vtalign_jax.interop.base_files import base_fingerprint
+from vtalign_jax.interop.embedding_files import Parts
 from vtalign_jax.interop.folders import new_folder
+from vtalign_jax.interop.forms import FORMS, MERGED, PEFT, SETTINGS
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.models.aligner import MIN_TEMPERATURE
 from vtalign_jax.models.vision import position_ids
+from vtalign_jax.training import trainable
 from vtalign_jax.training.trained import Trained, load_trained
+
+# Form -> what writes its weights and the base's files into an empty folder. Heads, settings,
+# embed.py, certificate and card are the same for all; what else differs: `interop/forms.py`.
+WRITERS: dict[str, Callable[[Path, Parts], object]] = {PEFT: peft.write, MERGED: merged.write}
 
 _MOST_FRAMES = 64  # of a clip that embed.py can say
 
@@ -22,19 +29,21 @@ class ExportDiffers(Exception):
     """PyTorch read other embeddings from the files; the message holds the figures."""
 
 
-def export_peft(
+def export(
     checkpoint: str | Path,
     out: str | Path,
+    form: str = PEFT,
     *,
     base: str = "",
     overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> str:
-    """Write the `peft` export of a checkpoint.
+    """Write an export of a checkpoint.
 
     Args:
       checkpoint: workdir (its best checkpoint is taken), checkpoint or export.
       out: the folder.
+      form: one of `FORMS`.
       base: directory or hub id of the base model, if it is not where it was in training.
       overwrite: replace an export at `out`.
       say: prints a line.
@@ -46,35 +55,57 @@ def export_peft(
       UserError: no such checkpoint, `out` is taken, or an adapter that would load as nothing.
       ExportDiffers: the files give other embeddings in PyTorch; nothing is left at `out`.
     """
-    with new_folder(out, peft.SETTINGS, overwrite=overwrite) as folder:
+    with new_folder(out, SETTINGS, overwrite=overwrite) as folder:
         trained = load_trained(checkpoint, base, needs_hugging_face=True)
-        say(f"exporting {trained.source}")
-        _write(folder, trained)
+        say(f"exporting {trained.source} as {form}")
+        write(folder, trained, form)
         config, facts = trained.config, trained.facts
         say("embedding the certificate's clips and texts in float32")
         aligner = Aligner(trained, "float32")
         certificate.write_reference(folder, aligner, config.data.frames, facts["window_seconds"])
         del aligner  # the memory is PyTorch's turn's
-        unverified = _try_verify(folder, trained.assembly.directory, say)
+        unverified = _try_verify(folder, form, trained.assembly.directory, say)
         model_card.write_card(folder, unverified)
     return unverified
 
 
-def _write(folder: Path, trained: Trained) -> None:
+def write(folder: Path, trained: Trained, form: str) -> None:
+    """Write all but certificate and card.
+
+    Raises:
+      UserError: an adapter that would load as nothing, a missing head.
+    """
+    parts = make_parts(trained, form)
+    side = trained.assembly.base.vision.patches_per_side
+    WRITERS[form](folder, parts)
+    if form != PEFT:
+        place = folder / parts.settings.get("weights_folder", "")
+        parts.settings["weights"] = base_fingerprint(place)
+    embedding_files.write(folder, parts, position_ids(side, side, side))
+
+
+def make_parts(trained: Trained, form: str) -> Parts:
+    """Return what a form is written from.
+
+    Raises:
+      UserError: an adapter that would load as nothing, a missing head.
+    """
     assembly, config = trained.assembly, trained.config
     keys = peft.adapter_keys(trained.params, assembly.trainable | assembly.frozen)
     adapter = peft.adapter_tensors(trained.params, keys)
-    head = peft.head_tensors(trained.params)
-    peft.check(adapter, head, assembly.directory)
-    side = assembly.base.vision.patches_per_side
-    head["position_ids"] = position_ids(side, side, side).astype(np.int64)
+    peft.check(adapter, assembly.directory)
+    head = embedding_files.head_tensors(trained.params)
+    embedding_files.check_head(head)
     tokenizer = ClipTokenizer(assembly.directory)
     settings = {
-        "format": peft.FORMAT,
-        "base": str(assembly.directory) if config.model.base == TINY else config.model.base,
+        "format": embedding_files.FORMAT,
+        "form": form,
+        "base": trained.origin.base,
         "image_size": tokenizer.image_size,
         "frames": config.data.frames,
         "window_seconds": trained.facts["window_seconds"],
+        "fit": trained.facts["fit"],
+        "rotate": trained.facts["rotate"],
         "max_text_tokens": config.data.max_text_tokens,
         "pooling": config.model.pooling,
         "embedding_dim": config.model.embedding_dim,
@@ -82,9 +113,10 @@ def _write(folder: Path, trained: Trained) -> None:
         "heads": {kind: _head_names(config.model.head, kind) for kind in ("video", "text")},
         "layout": tokenizer.layout(max(_MOST_FRAMES, config.data.frames)),
         "trained": trained.facts,
-        "config": to_dict(config),
+        "config": to_dict(trained.origin.config),
     }
-    peft.write(folder, adapter, head, settings, assembly.directory)
+    scale = trainable.adapter_config(config.tune).scale
+    return Parts(adapter, scale, head, settings, config.tune, assembly.directory)
 
 
 def _head_names(head: str, kind: str) -> list[str]:
@@ -93,9 +125,9 @@ def _head_names(head: str, kind: str) -> list[str]:
     return [f"{name}.{layer}.{leaf}" for layer in ("fc1", "fc2") for leaf in ("weight", "bias")]
 
 
-def _try_verify(folder: Path, base: Path, say: Callable[[str], None]) -> str:
+def _try_verify(folder: Path, form: str, base: Path, say: Callable[[str], None]) -> str:
     """Return why there is no result, or "" after a comparison that passed."""
-    missing = certificate.missing_packages()
+    missing = certificate.missing_packages(FORMS[form].needs)
     if missing:
         return f"{', '.join(missing)} not installed where it was written."
     say("loading the files in PyTorch and comparing")

@@ -1,5 +1,6 @@
 """What PyTorch makes of an export. The second, older library environment: tests/old_libraries."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -14,7 +15,7 @@ from tests.hidden_packages import hiding
 from tests.interop.checkpoints import make_config, write_base, write_checkpoint
 from vtalign_jax import export
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop import certificate, model_card, peft
+from vtalign_jax.interop import certificate, embedding_files, forms, model_card, peft
 
 CASES = {
     "smolvlm": {},
@@ -35,8 +36,8 @@ def export_of(tmp_path_factory):
         base = write_base(folder / "base", architecture)
         workdir = write_checkpoint(folder / "run", make_config(base, **CASES[architecture]))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(certificate, "missing_packages", lambda: ["torch"])
-            unverified = export.export_peft(workdir, folder / "out", say=lambda line: None)
+            patch.setattr(certificate, "missing_packages", lambda needs: ["torch"])
+            unverified = export.export(workdir, folder / "out", say=lambda line: None)
         assert "torch" in unverified
         return folder / "out"
 
@@ -78,7 +79,9 @@ def test_the_reference_tells_clips_texts_and_lost_frames_apart(exported):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("damage", [(peft.ADAPTER, "lora_A"), (peft.HEAD, "head.fc1.weight")])
+@pytest.mark.parametrize(
+    "damage", [(peft.ADAPTER, "lora_A"), (embedding_files.HEAD, "head.fc1.weight")]
+)
 def test_damaged_files_do_not_pass(smolvlm, tmp_path, damage):
     from vtalign_jax.interop.torch_scripts import check
 
@@ -98,17 +101,18 @@ def test_an_export_that_differs_leaves_nothing(smolvlm, tmp_path, monkeypatch):
         **dict.fromkeys(("cosine_video", "cosine_text"), 1.0),
         **dict.fromkeys(("max_error_video", "max_error_text"), 0.0),
     }
-    monkeypatch.setattr(certificate, "missing_packages", list)
+    monkeypatch.setattr(certificate, "missing_packages", lambda needs: [])
     monkeypatch.setattr(certificate, "verify", lambda folder, base: result)
     with pytest.raises(export.ExportDiffers, match="1 unexpected keys"):
-        export.export_peft(smolvlm, tmp_path / "out", say=lambda line: None)
+        export.export(smolvlm, tmp_path / "out", say=lambda line: None)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pytorch_that_cannot_load_it_leaves_an_unverified_export(smolvlm, tmp_path, monkeypatch):
-    monkeypatch.setattr(certificate, "missing_packages", list)
-    monkeypatch.setattr(certificate, "_CHECK", tmp_path / "nothing.py")
-    unverified = export.export_peft(smolvlm, tmp_path / "out", say=lambda line: None)
+    monkeypatch.setattr(certificate, "missing_packages", lambda needs: [])
+    broken = dataclasses.replace(forms.FORMS["peft"], check=tmp_path / "nothing.py")
+    monkeypatch.setitem(forms.FORMS, "peft", broken)
+    unverified = export.export(smolvlm, tmp_path / "out", say=lambda line: None)
     assert "nothing.py" in unverified
     assert f"**UNVERIFIED**: {unverified}" in (tmp_path / "out" / model_card.CARD).read_text()
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.interop.checkpoints import make_config, write_base, write_checkpoint
 from vtalign_jax.aligner import Aligner
-from vtalign_jax.interop import certificate, peft, sentence_transformers
+from vtalign_jax.interop import certificate, embedding_files, peft, sentence_transformers
 from vtalign_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.parity
@@ -71,7 +71,7 @@ def export_of(tmp_path_factory):
         }
         out = folder / "out"
         out.mkdir()
-        head = peft.head_tensors(trained.params)
+        head = embedding_files.head_tensors(trained.params)
         sentence_transformers.write(out, head, settings, base)
         weights = sentence_transformers.weights_folder(out, settings) / "model.safetensors"
         save_file(_merged(trained, 7.5 / 3), weights, metadata={"format": "pt"})

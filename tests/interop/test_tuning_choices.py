@@ -100,9 +100,9 @@ def test_a_choice_trains_and_every_export_of_it_gives_its_embeddings(
         assert not np.array_equal(value, before[path]), f"{path} was not trained"
     if not any("lora" in path for path in trained.params):
         with pytest.raises(UserError, match="this checkpoint has no LoRA"):
-            export.export_peft(workdir, tmp_path / "out", say=lambda line: None)
+            export.export(workdir, tmp_path / "out", say=lambda line: None)
         return
-    unverified = export.export_peft(workdir, tmp_path / "out", say=lambda line: None)
+    unverified = export.export(workdir, tmp_path / "out", say=lambda line: None)
     assert unverified == ""
     (result,) = certificate.results(tmp_path / "out")
     assert min(result["cosine_video"], result["cosine_text"]) >= 0.9999

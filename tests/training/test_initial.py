@@ -34,8 +34,8 @@ def workdir(base, tmp_path_factory):
 def exported(workdir, tmp_path_factory):
     out = tmp_path_factory.mktemp("exports") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(certificate, "missing_packages", lambda: ["torch"])
-        export.export_peft(workdir, out, say=lambda line: None)
+        patch.setattr(certificate, "missing_packages", lambda needs: ["torch"])
+        export.export(workdir, out, say=lambda line: None)
     return out
 
 

@@ -16,17 +16,29 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from vtalign_jax.errors import UserError
+from vtalign_jax.interop.forms import FORMS, PEFT, SETTINGS, Form
 
 INPUTS, TENSORS = "certificate.json", "certificate.safetensors"
 MIN_COSINE = 0.9999  # float32 on both sides
-NEEDS = ("torch", "transformers", "peft")
-_CHECK = Path(__file__).with_name("torch_scripts") / "check.py"
+_LIBRARIES = ("torch", "transformers", "peft", "sentence-transformers")  # as results name them
 _SIZES = ((96, 128), (120, 90), (64, 64))  # height, width: wide, tall, square
 _TEXTS = (
     "attach wheel to chassis",
     "detach the second wheel",
     "Schraube Nr. 3 lösen, then turn  it over",
     "pick up the part and " * 40,  # longer than most max_text_tokens
+)
+# Prompts and answers whose loss is compared, some after a clip of the certificate.
+_LANGUAGE = (
+    (
+        None,
+        "How do you change the tyre of a bicycle?",
+        "Take the wheel off, then the tyre.",
+    ),
+    (None, "Name three tools for working with wood.", "A saw, a hammer and a chisel."),
+    (None, "What comes after tightening the last screw?", "Check that all parts hold."),
+    (0, "Describe the video.", "Coloured squares move slowly to the right."),
+    (1, "What is happening?", "A picture made of squares slides sideways."),
 )
 
 
@@ -69,6 +81,9 @@ def write_reference(folder: Path, aligner: Embeds, frames: int, window_seconds: 
             for mask, window in zip(masks, windows, strict=True)
         ],
         "windows": windows,
+        "language": [
+            {"clip": clip, "prompt": prompt, "answer": answer} for clip, prompt, answer in _LANGUAGE
+        ],
         "results": [],
     }
     shown = [clip[mask] for clip, mask in zip(clips, masks, strict=True)]
@@ -79,9 +94,14 @@ def write_reference(folder: Path, aligner: Embeds, frames: int, window_seconds: 
     (folder / INPUTS).write_text(json.dumps(inputs, indent=1))
 
 
-def missing_packages() -> list[str]:
+def missing_packages(needs: tuple[str, ...]) -> list[str]:
     """Return which of the packages that a verification needs are not installed here."""
-    return [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    return [name for name in needs if importlib.util.find_spec(name) is None]
+
+
+def form_of(folder: Path) -> Form:
+    """Return the form of an export; those of before there were several do not name theirs."""
+    return FORMS[json.loads((folder / SETTINGS).read_text()).get("form", PEFT)]
 
 
 def verify(folder: Path, base: str | None = None) -> dict[str, Any]:
@@ -97,9 +117,10 @@ def verify(folder: Path, base: str | None = None) -> dict[str, Any]:
     """
     if not (folder / INPUTS).exists():
         raise UserError(f"{folder} is not an export of launch/export.py (no {INPUTS} in it)")
-    if missing := missing_packages():
+    form = form_of(folder)
+    if missing := missing_packages(form.needs):
         raise UserError(f"verifying needs {', '.join(missing)}; pip install {' '.join(missing)}")
-    command = [sys.executable, str(_CHECK), str(folder), *([f"--base={base}"] if base else [])]
+    command = [sys.executable, str(form.check), str(folder), *([f"--base={base}"] if base else [])]
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -133,14 +154,20 @@ def describe(result: dict[str, Any]) -> str:
     """Return one line for a terminal."""
     lost = "".join(f", {len(result[k])} {k} keys" for k in ("missing", "unexpected") if result[k])
     return (
-        f"transformers {result['transformers']}, peft {result['peft']}, torch {result['torch']}: "
+        f"{libraries(result)}: "
         f"lowest cosine {result['cosine_video']:.7f} (clips) {result['cosine_text']:.7f} (texts), "
         f"largest error {max(result['max_error_video'], result['max_error_text']):.1e}{lost}"
     )
 
 
+def libraries(result: dict[str, Any]) -> str:
+    """Return the versions that a result was measured with, the form's own library first."""
+    names = [name for name in reversed(_LIBRARIES) if name in result]
+    return ", ".join(f"{name} {result[name]}" for name in names)
+
+
 def _libraries(result: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(result[name] for name in NEEDS)
+    return tuple(result.get(name, "") for name in _LIBRARIES)
 
 
 def _clip(seed: int, frames: int, size: tuple[int, int]) -> np.ndarray:

@@ -5,20 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from vtalign_jax.interop import certificate
+from vtalign_jax.interop.forms import SETTINGS
 
 CARD = "README.md"
-SETTINGS = "vtalign.json"
 _FIGURES = ("val/recall@1", "val/recall@5", "val/recall@10")  # of the checkpoint
 
 _CARD = """---
 base_model: {base}
-library_name: peft
+library_name: {library}
 tags: [video-text-alignment, lora, smolvlm, vtalign_jax]
 ---
 # {title}
 
-LoRA adapter and projection head that give video clips and texts one embedding space, trained with
-vtalign_jax on [{base}]({link}).
+{contents} that give video clips and texts one embedding space, trained with vtalign_jax on
+[{base}]({link}).
 
 | | |
 |---|---|
@@ -30,34 +30,13 @@ vtalign_jax on [{base}]({link}).
 
 ## Use
 
-Needs `torch`, `transformers` (4.57.1 or newer), `peft` (0.11.1 or newer), `pillow`.
+{use}
 
-```python
-from embed import Embedder              # the embed.py of this folder
-
-embedder = Embedder(".")                # base="path or hub id", device="cuda", dtype="bfloat16"
-z_text = embedder.text("attach wheel to chassis")      # float32[E], unit norm
-z_video = embedder.clip(frames)                        # uint8[F, H, W, 3] -> float32[E]
-z_video = embedder.clip(frames, window_seconds=10.0)   # frames spread over another length
-print(z_video @ z_text)
-```
-
-The adapter alone, for further training or generation:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText
-
-base = AutoModelForImageTextToText.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, ".")
-```
-
-Use this class, not `AutoModel`: the modules of the latter have other names, and PEFT then loads
-nothing, with no more than a warning. transformers 4.55 to 4.57 place each image patch one position
-too early (huggingface/transformers issue 41190): there the base itself sees other pictures than in
-training. `Embedder` puts the positions right, and `Embedder(".").model` is the whole model with
-that repair. The head is in `head.safetensors`, settings and prompts are in `vtalign.json`. In JAX
-the folder loads with `vtalign_jax.Aligner.load`.
+transformers 4.55 to 4.57 place each image patch one position too early (huggingface/transformers
+issue 41190): there the base itself sees other pictures than in training. `Embedder` puts the
+positions right, and `Embedder(".").model` is the whole model with that repair. The head is in
+`head.safetensors`, settings and prompts are in `vtalign.json`. In JAX the folder loads with
+`vtalign_jax.Aligner.load`.
 
 ## Certificate
 
@@ -75,7 +54,7 @@ fixed clips and {texts} texts compared, in float32, with those of the exported J
 (`certificate.safetensors`). Required: every cosine at least {required}, no adapter key missing or \
 unexpected.
 
-| transformers, peft, torch | cosine, clips | texts | largest error | lost keys | | unrepaired |
+| versions | cosine, clips | texts | largest error | lost keys | | unrepaired |
 |---|---|---|---|---|---|---|
 {rows}
 
@@ -94,8 +73,12 @@ def write_card(folder: Path, unverified: str = "") -> None:
     base, config, trained = settings["base"], settings["config"], settings["trained"]
     metrics = trained["metrics"]
     figures = [f"{name} {metrics[name]:.4f}" for name in _FIGURES if name in metrics]
+    form = certificate.form_of(folder)
     text = _CARD.format(
         base=base,
+        library=form.library,
+        contents=form.contents,
+        use=form.use.format(base=base),
         link=base if Path(base).is_absolute() else f"https://huggingface.co/{base}",
         title=f"{Path(base).name}: video-text alignment",
         adapter=_adapter(config["tune"]),
@@ -141,7 +124,7 @@ def _certificate(folder: Path, unverified: str) -> str:
         return _UNVERIFIED.format(reason=unverified or "not compared yet.", command=command)
     inputs = json.loads((folder / certificate.INPUTS).read_text())
     rows = [
-        f"| {r['transformers']}, {r['peft']}, {r['torch']} | {r['cosine_video']:.7f} | "
+        f"| {certificate.libraries(r)} | {r['cosine_video']:.7f} | "
         f"{r['cosine_text']:.7f} | {max(r['max_error_video'], r['max_error_text']):.1e} | "
         f"{len(r['missing']) + len(r['unexpected'])} | "
         f"{'passed' if certificate.is_passed(r) else '**FAILED**'} | "

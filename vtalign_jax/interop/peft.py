@@ -1,8 +1,7 @@
-"""The `peft` export: an adapter folder that PEFT loads, head and settings beside it; and back in.
+"""The `peft` form: an adapter that PEFT loads, with the base's tokenizer; and back in.
 
-Files: `adapter_model.safetensors` and `adapter_config.json` (PEFT's), `head.safetensors` (heads and
-log temperature), `vtalign.json` (what an embedding needs beyond weights), the base's
-tokenizer and processor files, `embed.py`, the certificate and the model card.
+Files: `adapter_model.safetensors` and `adapter_config.json` (PEFT's), the base's tokenizer and
+processor files.
 
 Source: PEFT's checkpoint format, https://huggingface.co/docs/peft/developer_guides/checkpoint.
 """
@@ -16,29 +15,26 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from vtalign_jax.config import TuneConfig
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop.base_files import read_json, stored_tensors
-from vtalign_jax.interop.model_card import SETTINGS
+from vtalign_jax.interop.base_files import stored_tensors
+from vtalign_jax.interop.embedding_files import (
+    BASE,
+    Parts,
+    check_finite,
+    read_head,
+    read_tensors,
+)
+from vtalign_jax.interop.forms import SETTINGS
 from vtalign_jax.interop.weights import hugging_face_sources
 
-ADAPTER, ADAPTER_CONFIG, HEAD = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "head.safetensors",
-)
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
-FORMAT = 1  # of vtalign.json
-
-_BASE = "base."  # where an AlignerModel holds its SmolVLM
-_MATCHING = "matching_head."  # of training alone: no embedding goes through it
 _PREFIX = "base_model.model."
 _LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "kernel": "weight"}
 _TOWER = "model.vision_model."
-_EMBED = Path(__file__).with_name("torch_scripts") / "embed.py"
 _COPIED = (  # of the base, where it has them
     "tokenizer.json",
     "tokenizer_config.json",
@@ -63,13 +59,13 @@ def adapter_keys(
       paths: the trainable leaves of an `AlignerModel`.
       shapes: `{path: shape and dtype}` of every leaf of it.
     """
-    base = {p.removeprefix(_BASE): x for p, x in shapes.items() if p.startswith(_BASE)}
+    base = {p.removeprefix(BASE): x for p, x in shapes.items() if p.startswith(BASE)}
     sources = hugging_face_sources(base)
     keys = {}
     for path in paths:
-        if not path.startswith(_BASE):
+        if not path.startswith(BASE):
             continue
-        module, leaf = path.removeprefix(_BASE).rsplit(".", 1)
+        module, leaf = path.removeprefix(BASE).rsplit(".", 1)
         weights = sources[f"{module}.kernel"].keys
         keys[path] = tuple(
             _PREFIX + weight.removesuffix("weight") + _LEAVES[leaf] for weight in weights
@@ -80,7 +76,15 @@ def adapter_keys(
 def adapter_tensors(
     params: Mapping[str, np.ndarray], keys: Mapping[str, tuple[str, ...]]
 ) -> dict[str, np.ndarray]:
-    """Return `{PEFT's key: float32[out, in]}` of the trained leaves of the base."""
+    """Return `{PEFT's key: float32[out, in]}` of the trained leaves of the base.
+
+    Raises:
+      UserError: two leaves have one key.
+    """
+    claimed = [name for names in keys.values() for name in names]
+    if len(set(claimed)) < len(claimed):
+        twice = next(name for name in claimed if claimed.count(name) > 1)
+        raise UserError(f"{twice} is matched by two trained leaves; only one could be loaded")
     tensors = {}
     for path, names in keys.items():
         parts = params[path] if params[path].ndim == 3 else params[path][None]
@@ -127,7 +131,7 @@ def adapter_config(keys: Iterable[str], tune: TuneConfig, base: str) -> dict[str
       tune: rank, alpha, how they scale, and dropout.
       base: hub id or directory of the base model.
     """
-    targets = {_module(key) for key in keys if ".lora_" in key}
+    targets = {module_of(key) for key in keys if ".lora_" in key}
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
@@ -143,7 +147,7 @@ def adapter_config(keys: Iterable[str], tune: TuneConfig, base: str) -> dict[str
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "target_modules": target_pattern(targets),
-        "modules_to_save": sorted({_module(key) for key in keys} - targets) or None,
+        "modules_to_save": sorted({module_of(key) for key in keys} - targets) or None,
     }
 
 
@@ -167,41 +171,15 @@ def target_pattern(modules: set[str]) -> str:
     return f"^({'|'.join(parts)})$"
 
 
-def head_tensors(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the heads with torch's names and layout, and the log temperature.
-
-    The matching head stays behind.
-    """
-    return {
-        path.replace(".kernel", ".weight"): np.array(value.T, np.float32, order="C")
-        for path, value in params.items()
-        if not path.startswith((_BASE, _MATCHING))
-    }
-
-
-def head_leaves(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return our leaves of `head.safetensors`: the inverse of `head_tensors`."""
-    return {
-        key.replace(".weight", ".kernel"): value.T if key.endswith(".weight") else value
-        for key, value in tensors.items()
-    }
-
-
-def check(
-    adapter: Mapping[str, np.ndarray], head: Mapping[str, np.ndarray], base_directory: Path
-) -> None:
+def check(adapter: Mapping[str, np.ndarray], base_directory: Path) -> None:
     """Refuse an adapter that would load as nothing, or not where it was trained.
 
     Raises:
-      UserError: no LoRA, a LoRA B of zeros, values that are not finite, no head, or a key that
-        belongs to no linear layer of the base or to its vision tower.
+      UserError: a LoRA B of zeros, values that are not finite, or a key that belongs to no
+        linear layer of the base, to its vision tower, or to a layer that another key changes too.
     """
-    targets = {_module(key) for key in adapter if ".lora_" in key}
-    if not targets:
-        raise UserError(
-            "this checkpoint has no LoRA, so there is no adapter to export; train with "
-            "config.tune.text_blocks of 1 or more"
-        )
+    targets = {module_of(key) for key in adapter if ".lora_" in key}
+    replaced = [module_of(key) for key in adapter if ".lora_" not in key]
     zero = sorted(
         key for key, x in adapter.items() if key.endswith("lora_B.weight") and not x.any()
     )
@@ -210,17 +188,15 @@ def check(
             f"LoRA B is zero in {len(zero)} of {len(targets)} layers ({zero[0]}): this is an "
             "untrained checkpoint; train longer, or name a later one with --checkpoint"
         )
-    broken = sorted(k for k, x in {**adapter, **head}.items() if not np.isfinite(x).all())
-    if broken:
-        raise UserError(f"{broken[0]} is not finite; name an earlier checkpoint with --checkpoint")
-    if not any(key.endswith("fc2.weight") for key in head):
-        raise UserError("this checkpoint has no projection head; it cannot give embeddings")
+    check_finite(adapter)
+    if twice := sorted(targets.intersection(replaced)):
+        raise UserError(f"{twice[0]} is both adapted and replaced; only one of them can be loaded")
     stored = stored_tensors(base_directory)
     matrices = {key.removesuffix(".weight") for key, x in stored.items() if len(x.shape) == 2}
-    foreign = {_module(key) for key in adapter} - matrices
+    foreign = {module_of(key) for key in adapter} - matrices
     pattern = target_pattern(targets)
     matched = {module for module in matrices if re.fullmatch(pattern, module)}
-    tower = {module for module in matched if module.startswith(_TOWER)}
+    tower = {module for module in {*matched, *replaced} if module.startswith(_TOWER)}
     wrong = sorted(foreign | tower | (matched ^ targets))
     if wrong:
         raise UserError(
@@ -229,33 +205,25 @@ def check(
         )
 
 
-def write(
-    folder: Path,
-    adapter: Mapping[str, np.ndarray],
-    head: Mapping[str, np.ndarray],
-    settings: Mapping[str, Any],
-    base_directory: Path,
-) -> None:
-    """Write everything but certificate and model card.
+def write(folder: Path, parts: Parts) -> None:
+    """Write the adapter and the base's tokenizer and processor files.
 
-    Args:
-      folder: an empty folder.
-      adapter: of `adapter_tensors`, checked.
-      head: of `head_tensors`.
-      settings: for `vtalign.json`; holds `base` and the run's `config`.
-      base_directory: where tokenizer and processor files are copied from.
+    Raises:
+      UserError: there is no adapter.
     """
-    tune = TuneConfig(**settings["config"]["tune"])
+    if not any(".lora_" in key for key in parts.adapter):
+        raise UserError(
+            "this checkpoint has no LoRA, so there is no adapter to export; train with "
+            "config.tune.text_blocks of 1 or more, or export with --format=merged (of a merged "
+            "export, name the run instead)"
+        )
     # PEFT and transformers look at the metadata's format before they read.
-    save_file(dict(adapter), folder / ADAPTER, metadata={"format": "pt"})
-    save_file(dict(head), folder / HEAD, metadata={"format": "pt"})
-    configuration = adapter_config(adapter, tune, settings["base"])
+    save_file(parts.adapter, folder / ADAPTER, metadata={"format": "pt"})
+    configuration = adapter_config(parts.adapter, parts.tune, parts.settings["base"])
     (folder / ADAPTER_CONFIG).write_text(json.dumps(configuration, indent=2))
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1))
     for name in _COPIED:
-        if (base_directory / name).is_file():
-            shutil.copyfile(base_directory / name, folder / name)
-    shutil.copyfile(_EMBED, folder / "embed.py")
+        if (parts.directory / name).is_file():
+            shutil.copyfile(parts.directory / name, folder / name)
 
 
 def read(
@@ -273,14 +241,10 @@ def read(
     Raises:
       UserError: a file is missing or damaged, or its keys do not fit.
     """
-    for name in (ADAPTER, HEAD):
-        if not (folder / name).is_file():
-            raise UserError(f"the export {folder} has no {name}; copy the whole folder")
     paths = list(paths)
     keys = adapter_keys(paths, shapes)
-    leaves = adapter_leaves(read_tensors(folder / ADAPTER), keys, shapes)
-    leaves |= head_leaves(read_tensors(folder / HEAD))
-    leaves.pop("position_ids", None)  # embed.py's, follow from the base
+    tensors = read_tensors(folder / ADAPTER)
+    leaves = adapter_leaves(tensors, keys, shapes) | read_head(folder)
     wrong = sorted(set(paths) ^ set(leaves))
     wrong += [p for p in paths if p in leaves and leaves[p].shape != shapes[p].shape]
     if wrong:
@@ -288,32 +252,6 @@ def read(
     return {path: np.array(leaves[path], np.float32, order="C") for path in paths}
 
 
-def read_tensors(file: Path) -> dict[str, np.ndarray]:
-    """Return the tensors of an export's file.
-
-    Raises:
-      UserError: it is damaged.
-    """
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise UserError(f"cannot read {file} ({error}); copy the export again") from error
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Return `vtalign.json`.
-
-    Raises:
-      UserError: it is damaged, or of a later version of this package.
-    """
-    settings = read_json(folder, SETTINGS)
-    if settings.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / SETTINGS} has format {settings.get('format')!r}, this version reads "
-            f"{FORMAT}; update vtalign_jax"
-        )
-    return settings
-
-
-def _module(key: str) -> str:
+def module_of(key: str) -> str:
+    """Return the base's module that a key of the adapter belongs to."""
     return re.sub(r"(\.lora_[AB])?\.weight$", "", key.removeprefix(_PREFIX))

@@ -15,8 +15,9 @@ import numpy as np
 
 from vtalign_jax.config import Config, TuneConfig, to_dict
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop import peft
+from vtalign_jax.interop import embedding_files, peft
 from vtalign_jax.interop.base_files import read_json
+from vtalign_jax.interop.forms import SETTINGS
 from vtalign_jax.models.parameters import Parameters
 from vtalign_jax.training.assemble import Assembly
 from vtalign_jax.training.trained import load_trained
@@ -77,7 +78,7 @@ def read_initial(config: Config, assembly: Assembly, say: Callable[[str], None])
     if not config.tune.init:
         return FRESH
     path = Path(config.tune.init).expanduser()
-    is_foreign = (path / peft.ADAPTER_CONFIG).is_file() and not (path / peft.SETTINGS).is_file()
+    is_foreign = (path / peft.ADAPTER_CONFIG).is_file() and not (path / SETTINGS).is_file()
     if is_foreign:
         params, source = _read_foreign(path, config.tune, assembly), f"PEFT adapter {path}"
         known = {"base": read_json(path, peft.ADAPTER_CONFIG).get("base_model_name_or_path")}
@@ -144,7 +145,7 @@ def _read_foreign(path: Path, tune: TuneConfig, assembly: Assembly) -> dict[str,
         raise UserError(f"config.tune.init: {path} does not fit this run: {'; '.join(problems)}")
     shapes = assembly.trainable | assembly.frozen
     keys = peft.adapter_keys(assembly.trainable, shapes)
-    tensors = peft.read_tensors(path / peft.ADAPTER)
+    tensors = embedding_files.read_tensors(path / peft.ADAPTER)
     expected = {name for names in keys.values() for name in names}
     if different := sorted(expected ^ tensors.keys()):
         listed = [

@@ -1,6 +1,7 @@
-"""What a --checkpoint names: a workdir, one of its checkpoints, or a `peft` export."""
+"""What a --checkpoint names: a workdir, one of its checkpoints, or an export of any form."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +10,26 @@ import numpy as np
 
 from vtalign_jax.config import Config, resolve
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop import converted, peft
+from vtalign_jax.interop import converted, embedding_files, peft
 from vtalign_jax.interop.base_files import TINY, base_fingerprint
+from vtalign_jax.interop.forms import PEFT, SETTINGS
 from vtalign_jax.training import checkpoint
 from vtalign_jax.training.assemble import Assembly, assemble
 
 WINDOW_SECONDS = 4.0  # of a clip, where a checkpoint does not say
+FRAMES = {"fit": "square", "rotate": 0}  # how they were made square, where it does not say
+
+
+class Origin(NamedTuple):
+    """What an export was made from.
+
+    Attributes:
+      base: hub id or directory of the base model.
+      config: of the run.
+    """
+
+    base: str
+    config: Config
 
 
 class Trained(NamedTuple):
@@ -22,12 +37,16 @@ class Trained(NamedTuple):
 
     Attributes:
       config: of the run; `model.base` is where the base model was found this time, and
-        `objective.itm_weight` is 0 for an export, which has no matching head.
+        `objective.itm_weight` is 0 for an export, which has no matching head. Of an export whose
+        weights are merged it is that of the folder itself: a base with nothing adapted.
       assembly: of that configuration.
       params: `{path: float32}`, the trained leaves.
       source: says what was read.
-      facts: `step`, `metrics`, `fingerprints` (of base and data), and `window_seconds`, the length
-        of the clips trained on (the median, where it varies).
+      facts: `step`, `metrics`, `fingerprints` (of base and data), `window_seconds`, the length of
+        the clips trained on (the median, where it varies), and `fit` and `rotate`, how `prepare`
+        made frames square.
+      origin: the run and its base.
+      is_merged: whether the update is in the base's weights already.
     """
 
     config: Config
@@ -35,6 +54,8 @@ class Trained(NamedTuple):
     params: dict[str, np.ndarray]
     source: str
     facts: dict[str, Any]
+    origin: Origin
+    is_merged: bool = False
 
 
 def load_trained(path: str | Path, base: str = "", *, needs_hugging_face: bool = False) -> Trained:
@@ -49,31 +70,74 @@ def load_trained(path: str | Path, base: str = "", *, needs_hugging_face: bool =
       UserError: nothing of the kind is there, or it does not fit its base model.
     """
     export = Path(path).expanduser()
-    is_export = (export / peft.SETTINGS).is_file()
-    if is_export:
-        settings, source = peft.read_settings(export), f"export {export}"
-        config, facts = _without_matching(resolve(settings["config"])), settings["trained"]
-    else:
-        folder, source = checkpoint.find_checkpoint(path)
-        extra = checkpoint.read_extra(folder)
-        config = resolve(extra["config"])
-        facts = {
-            "step": int(folder.name) if folder.name.isdigit() else None,
-            "metrics": checkpoint.read_metrics(folder),
-            "window_seconds": extra.get("window_seconds", WINDOW_SECONDS),
-            "fingerprints": extra["fingerprints"],
-        }
-    base = base or config.model.base
-    config = with_base(config, converted.original(base) if needs_hugging_face else base)
+    wanted = converted.original if needs_hugging_face else str
+    if (export / SETTINGS).is_file():
+        return _load_export(export, base, wanted)
+    folder, source = checkpoint.find_checkpoint(path)
+    extra = checkpoint.read_extra(folder)
+    config = resolve(extra["config"])
+    facts = {
+        "step": int(folder.name) if folder.name.isdigit() else None,
+        "metrics": checkpoint.read_metrics(folder),
+        "window_seconds": extra.get("window_seconds", WINDOW_SECONDS),
+        "fingerprints": extra["fingerprints"],
+        **{name: extra.get(name, default) for name, default in FRAMES.items()},
+    }
+    config = with_base(config, wanted(base or config.model.base))
     assembly = assemble(config)
     _check_base(facts, assembly, source)
-    if is_export:
-        shapes = assembly.trainable | assembly.frozen
-        params = peft.read(export, assembly.trainable, shapes)
-    else:
-        state = checkpoint.read_state(folder, {"params": assembly.trainable}, partial=True)
-        params = jax.tree.map(np.asarray, state["params"])
-    return Trained(config, assembly, params, source, facts)
+    state = checkpoint.read_state(folder, {"params": assembly.trainable}, partial=True)
+    params = jax.tree.map(np.asarray, state["params"])
+    return Trained(config, assembly, params, source, facts, _origin(config, assembly))
+
+
+def _load_export(export: Path, base: str, wanted: Callable[[str], str]) -> Trained:
+    settings = embedding_files.read_settings(export)
+    source, facts = f"export {export}", FRAMES | settings["trained"]
+    config = _without_matching(resolve(settings["config"]))
+    if settings["form"] != PEFT:
+        return _load_merged(export, base, settings | {"trained": facts}, config)
+    config = with_base(config, wanted(base or config.model.base))
+    assembly = assemble(config)
+    _check_base(facts, assembly, source)
+    params = peft.read(export, assembly.trainable, assembly.trainable | assembly.frozen)
+    return Trained(config, assembly, params, source, facts, _origin(config, assembly))
+
+
+def _load_merged(export: Path, base: str, settings: dict[str, Any], config: Config) -> Trained:
+    """Return the model of a folder that holds the whole base, the update in its weights."""
+    if base:
+        raise UserError(
+            f"the export {export} holds its own weights; leave --base out (to train on from it, "
+            "name it as --config.model.base)"
+        )
+    directory = export / settings.get("weights_folder", "")
+    if base_fingerprint(directory) != settings["weights"]:
+        raise UserError(
+            f"the weights, config.json or tokenizer.json in {directory} are not those that were "
+            "exported; copy the whole folder again"
+        )
+    tune = dataclasses.replace(config.tune, connector="frozen", text_blocks=0)
+    folder = dataclasses.replace(with_base(config, str(directory)), tune=tune)
+    assembly = assemble(folder)
+    params = embedding_files.read_head(export)
+    wrong = sorted(
+        path
+        for path in params.keys() | assembly.trainable.keys()
+        if path not in params
+        or path not in assembly.trainable
+        or params[path].shape != assembly.trainable[path].shape
+    )
+    if wrong:
+        raise UserError(f"{export} does not fit its {SETTINGS}: {', '.join(wrong[:4])}")
+    params = {path: np.array(x, np.float32, order="C") for path, x in params.items()}
+    origin = Origin(settings["base"], config)
+    return Trained(folder, assembly, params, f"export {export}", settings["trained"], origin, True)
+
+
+def _origin(config: Config, assembly: Assembly) -> Origin:
+    is_tiny = config.model.base == TINY
+    return Origin(str(assembly.directory) if is_tiny else config.model.base, config)
 
 
 def _without_matching(config: Config) -> Config:
