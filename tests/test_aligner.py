@@ -13,6 +13,7 @@ from vtalign_jax.clips import check_clips
 from vtalign_jax.dst.images import make_square
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import certificate
+from vtalign_jax.interop.forms import FORMS, PEFT
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.sharding import make_mesh
 from vtalign_jax.training.assemble import assemble, load
@@ -248,17 +249,26 @@ def test_a_text_s_embedding_is_the_head_s_of_its_last_token(aligner, workdir):
     np.testing.assert_allclose(aligner.encode_texts([text]), embed(ids), atol=1e-5)
 
 
-def test_a_checkpoint_and_an_export_give_the_workdir_s_embeddings(
-    aligner, workdir, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(certificate, "missing_packages", lambda needs: ["torch"])
-    export.export(workdir, tmp_path / "out", say=lambda line: None)
-    other, clips = vt.Aligner.load(tmp_path / "out"), _clips(3)
-    np.testing.assert_array_equal(other.encode_texts(TEXTS), aligner.encode_texts(TEXTS))
-    np.testing.assert_array_equal(other.encode_clips(clips), aligner.encode_clips(clips))
+def test_a_checkpoint_gives_the_workdir_s_leaves_wherever_it_lies(workdir, tmp_path):
     shutil.copytree(workdir / "checkpoints" / "7", tmp_path / "moved")
     moved, trained = load_trained(tmp_path / "moved"), load_trained(workdir)
     jax.tree.map(np.testing.assert_array_equal, moved.params, trained.params)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_export_of_every_form_gives_the_workdir_s_embeddings(
+    aligner, workdir, tmp_path, monkeypatch, form
+):
+    monkeypatch.setattr(certificate, "missing_packages", lambda needs: ["torch"])
+    monkeypatch.setattr(export, "Aligner", lambda *_: aligner)
+    export.export(workdir, tmp_path / "out", form, say=lambda line: None)
+    other, clips = vt.Aligner.load(tmp_path / "out"), _clips(1)
+    for found, expected in (
+        (other.encode_texts(TEXTS[:1]), aligner.encode_texts(TEXTS[:1])),
+        (other.encode_clips(clips), aligner.encode_clips(clips)),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0 if form == PEFT else 1e-5)
+    assert other.temperature == pytest.approx(aligner.temperature)
 
 
 def test_bfloat16_is_close_and_few_shapes_are_compiled(workdir, aligner):

@@ -86,8 +86,8 @@ class Aligner:
         self._tokenizer = ClipTokenizer(assembly.directory)
         self._square = Square(
             self._tokenizer.image_size,
-            fit or trained.facts.get("fit", "square"),
-            trained.facts.get("rotate", 0) if rotate is None else rotate,
+            fit or trained.facts["fit"],
+            trained.facts["rotate"] if rotate is None else rotate,
         )
         # A TPU's default float32 product is one bfloat16 pass.
         self._precision = "highest" if model.compute_dtype == "float32" else "default"

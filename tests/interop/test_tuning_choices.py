@@ -1,5 +1,6 @@
 """Every tuning choice is trained, exported and read back, each beside each value of the others."""
 
+import importlib
 import itertools
 
 import jax
@@ -9,8 +10,10 @@ import pytest
 from tests.interop.checkpoints import make_config, write_base
 from tests.interop.short_run import train_shortly
 from vtalign_jax import export
+from vtalign_jax.aligner import Aligner
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import certificate
+from vtalign_jax.interop.forms import FORMS, PEFT
 from vtalign_jax.training.assemble import assemble
 from vtalign_jax.training.initial import read_initial
 from vtalign_jax.training.trained import load_trained
@@ -31,10 +34,10 @@ CHOICES = {
 QUICK = (  # in `make test`
     ("smolvlm", "lora", 3, True, 2, 7.5, True, 0.1, "per_modality", 512, "last"),
     ("smolvlm", "frozen", 1, True, 2, 4.0, False, 0.0, "shared", 1000, "mean"),
-    ("idefics3", "full", 1, False, 5, 7.5, True, 0.1, "shared", 512, "mean"),
+    ("idefics3", "full", 1, True, 5, 4.0, False, 0.0, "per_modality", 2048, "last"),
 )
 MORE = (
-    ("idefics3", "full", 1, True, 5, 4.0, False, 0.0, "per_modality", 2048, "last"),
+    ("idefics3", "full", 1, False, 5, 7.5, True, 0.1, "shared", 512, "mean"),
     ("idefics3", "lora", 0, False, 5, 7.5, True, 0.0, "shared", 1000, "mean"),
     ("idefics3", "frozen", 3, False, 5, 7.5, False, 0.0, "shared", 512, "last"),
     ("idefics3", "lora", 0, True, 2, 7.5, True, 0.0, "shared", 2048, "last"),
@@ -77,9 +80,10 @@ def config_of(base, row, **tune):
 @pytest.fixture
 def verified_here(monkeypatch):
     """Certificates are measured in this process: starting PyTorch takes seconds."""
-    from vtalign_jax.interop.torch_scripts import check
 
     def verify(folder, base):
+        name = certificate.form_of(folder).check.stem
+        check = importlib.import_module(f"vtalign_jax.interop.torch_scripts.{name}")
         result = check.compare(folder, base)
         certificate.record(folder, result)
         return result
@@ -90,43 +94,47 @@ def verified_here(monkeypatch):
 @pytest.mark.parity
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row)))
 def test_a_choice_trains_and_every_export_of_it_gives_its_embeddings(
-    row, bases, tmp_path, verified_here
+    row, bases, tmp_path, verified_here, monkeypatch
 ):
-    base = bases[row[0]]
-    config = config_of(base, row)
-    workdir, before = train_shortly(tmp_path / "run", config)
+    workdir, before = train_shortly(tmp_path / "run", config_of(bases[row[0]], row))
     trained = load_trained(workdir)
     for path, value in trained.params.items():
         assert not np.array_equal(value, before[path]), f"{path} was not trained"
-    if not any("lora" in path for path in trained.params):
-        with pytest.raises(UserError, match="this checkpoint has no LoRA"):
-            export.export(workdir, tmp_path / "out", say=lambda line: None)
-        return
-    unverified = export.export(workdir, tmp_path / "out", say=lambda line: None)
-    assert unverified == ""
-    (result,) = certificate.results(tmp_path / "out")
-    assert min(result["cosine_video"], result["cosine_text"]) >= 0.9999
-    assert "| passed |" in (tmp_path / "out" / "README.md").read_text()
-    jax.tree.map(
-        np.testing.assert_array_equal, load_trained(tmp_path / "out").params, trained.params
-    )
-    _check_the_way_back(base, tmp_path, row, trained)
+    aligner = Aligner(trained, "float32")
+    monkeypatch.setattr(export, "Aligner", lambda *_: aligner)  # compiles once for all forms
+    for form in FORMS:
+        if form == PEFT and not any("lora" in path for path in trained.params):
+            with pytest.raises(UserError, match=r"no LoRA, .*merged"):
+                export.export(workdir, tmp_path / form, form, say=lambda line: None)
+            continue
+        unverified = export.export(workdir, tmp_path / form, form, say=lambda line: None)
+        assert unverified == ""
+        (result,) = certificate.results(tmp_path / form)
+        assert min(result["cosine_video"], result["cosine_text"]) >= 0.9999
+        assert "| passed |" in (tmp_path / form / "README.md").read_text()
+        _check_our_own_reading(load_trained(tmp_path / form), trained)
+    if (tmp_path / PEFT).exists():
+        _check_the_way_back(tmp_path, row, trained)
 
 
-def _check_the_way_back(base, tmp_path, row, trained):
+def _check_our_own_reading(export, trained):
+    """What an export holds of the trained leaves, it holds bit by bit."""
+    held = {p: x for p, x in trained.params.items() if not (export.is_merged and "base." in p)}
+    assert export.params.keys() == held.keys()
+    jax.tree.map(np.testing.assert_array_equal, export.params, held)
+
+
+def _check_the_way_back(folder, row, trained):
     """The export, and what PEFT makes of it, continue training with equal parameters."""
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
+    base = trained.assembly.directory
     model = AutoModelForImageTextToText.from_pretrained(base, dtype="float32")
-    PeftModel.from_pretrained(model, tmp_path / "out").save_pretrained(tmp_path / "theirs")
-    for init in ("out", "theirs"):
-        config = config_of(base, row, init=str(tmp_path / init))
+    PeftModel.from_pretrained(model, folder / PEFT).save_pretrained(folder / "theirs")
+    adapters = {path: x for path, x in trained.params.items() if path.startswith("base.")}
+    for init, kept in ((PEFT, trained.params), ("theirs", adapters)):
+        config = config_of(base, row, init=str(folder / init))
         initial = read_initial(config, assemble(config), say=lambda line: None)
-        kept = {
-            path: value
-            for path, value in trained.params.items()
-            if init == "out" or path.startswith("base.")
-        }
         assert initial.params.keys() == kept.keys()
         jax.tree.map(np.testing.assert_array_equal, initial.params, kept)

@@ -14,6 +14,7 @@ from vtalign_jax import export
 from vtalign_jax.config import MeshConfig
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import certificate, peft
+from vtalign_jax.interop.forms import MERGED, SETTINGS
 from vtalign_jax.sharding import make_mesh
 from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.initial import FRESH, place, read_initial
@@ -132,6 +133,9 @@ def test_a_source_on_another_base_and_none_at_all_are_refused(base, exported, tm
     other = write_base(tmp_path / "other", "idefics3")
     with pytest.raises(UserError, match=r"another base model .*--config\.model\.base"):
         start(other, exported)
+    change(shutil.copytree(exported, tmp_path / "merged") / SETTINGS, form=MERGED)
+    with pytest.raises(UserError, match=r"holds its own weights; .* as --config\.model\.base"):
+        start(base, tmp_path / "merged")
     with pytest.raises(UserError, match="no such checkpoint or workdir"):
         start(base, tmp_path / "nothing")
 
