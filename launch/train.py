@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -75,7 +76,7 @@ def main() -> None:
     evaluator = Evaluator(model.bind, mesh, val_split, tokenizer, config, _say)
     base = base_fingerprint(model.directory)
     fingerprints = manifest.Fingerprints(base, train_split.fingerprint)
-    session = Session(workdir, config, fingerprints, epoch_steps, train_split.window_seconds)
+    session = Session(workdir, config, fingerprints, epoch_steps, _clip_facts(train_split))
     initial = FRESH if session.is_resumed else read_initial(config, model, _say)
     _say(f"loading the base from {model.directory}")
     drawn, frozen = load(model, mesh)
@@ -157,6 +158,17 @@ def _say_mixture(train_split: ClipSplit, val_split: ClipSplit, config: Config) -
         taken = epoch_counts(train_split.sizes, config.data.weights)
         _say(f"an epoch takes {describe(train_split.sizes, taken)}")
         _say(f"validating on {describe(val_split.sizes, list(val_split.sizes.values()))}")
+
+
+def _clip_facts(split: ClipSplit) -> dict[str, Any]:
+    """Return what later embeddings of clips go by."""
+    if split.square is None:
+        _say(
+            "warning: the clips were made square in several ways (fit and rotate in prepare.json); "
+            "exports and vt.Aligner will squeeze theirs, vt.Aligner.load(fit=, rotate=) says else"
+        )
+    fit, rotate = split.square or ("square", 0)
+    return {"window_seconds": split.window_seconds, "fit": fit, "rotate": rotate}
 
 
 def _record_start(

@@ -12,6 +12,7 @@ import pytest
 from tests import commands
 from vtalign_jax.training.checkpoint import find_checkpoint
 from vtalign_jax.training.metrics import TIMING
+from vtalign_jax.training.trained import load_trained
 
 CONFIG = "tests/launch/small_run.py"
 
@@ -34,6 +35,7 @@ def dataset(tmp):
         f"--out={out}",
         "--image_size=64",
         "--frames=4",
+        "--fit=center_crop",
     )
     return out
 
@@ -86,6 +88,8 @@ def test_a_run_leaves_what_it_should(finished, dataset):
     manifest = json.loads((finished / "manifest.json").read_text())
     assert 0 < manifest["trainable_parameters"] < manifest["total_parameters"]
     assert list((finished / "tensorboard").iterdir())
+    facts = load_trained(finished).facts
+    assert (facts["window_seconds"], facts["fit"], facts["rotate"]) == (4.0, "center_crop", 0)
 
 
 def test_a_finished_run_started_again_changes_nothing(tmp, finished, dataset):

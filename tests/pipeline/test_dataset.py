@@ -64,6 +64,27 @@ def test_the_settings_of_prepare_are_the_splits_attributes(split):
     assert split.fingerprint == "f" * 64
 
 
+@pytest.mark.parametrize(
+    ("described", "expected"),
+    [
+        ([{}], ("square", 0)),  # of a version that did not say
+        ([{"fit": ["center_crop"], "rotate": [90]}], ("center_crop", 90)),
+        ([{"fit": ["center_crop", "square"], "rotate": [0]}], None),
+        ([{"fit": ["square"], "rotate": [0]}, {"fit": ["square"], "rotate": [180]}], None),
+        (
+            [{"fit": ["square"], "rotate": [90]}, {"fit": ["square"], "rotate": [90]}],
+            ("square", 90),
+        ),
+    ],
+)
+def test_how_pictures_were_made_square_is_known_where_it_is_one_way(described, expected, tmp_path):
+    for number, values in enumerate(described):
+        folder, own = tmp_path / str(number), {"fingerprint": str(number) * 64}
+        write_dataset(folder, {"train": CLIPS[:1]}, **own, **values)
+    split = open_split(",".join(str(tmp_path / str(n)) for n in range(len(described))), "train")
+    assert split.square == expected
+
+
 def test_a_record_names_the_file_that_holds_it(split):
     files = [split.file(index) for index in range(len(split))]
     assert [file[-14:] for file in files] == ["00000-of-00002"] * 3 + ["00001-of-00002"] * 3

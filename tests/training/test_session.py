@@ -8,17 +8,19 @@ from tests.tiny_aligner import make_config
 from vtalign_jax import sharding
 from vtalign_jax.errors import UserError
 from vtalign_jax.training import optim
+from vtalign_jax.training.checkpoint import read_extra
 from vtalign_jax.training.manifest import Fingerprints
 from vtalign_jax.training.session import Session
 from vtalign_jax.training.state import init_state
 
 EPOCH_STEPS = 3
+CLIPS = {"window_seconds": 2.5, "fit": "center_crop", "rotate": 90}
 
 
 def open_session(workdir, **train):
     values = {"epochs": 9, "min_epochs": 1, "patience": 3, "log_every_steps": 5} | train
     config = make_config(train=values)
-    return Session(str(workdir), config, Fingerprints("base", "data"), EPOCH_STEPS, 4.0), config
+    return Session(str(workdir), config, Fingerprints("base", "data"), EPOCH_STEPS, CLIPS), config
 
 
 def fresh_state(config):
@@ -65,6 +67,14 @@ def test_a_save_between_evaluations_cannot_end_the_run(tmp_path):
     assert evaluate(session, state, 2, 0.1)
     assert not session.is_over(2 * EPOCH_STEPS + 1)
     session.close()
+
+
+def test_a_checkpoint_says_how_clips_were_made(tmp_path):
+    session, config = open_session(tmp_path)
+    session.save(3, session.start(fresh_state(config)))
+    session.close()
+    extra = read_extra(tmp_path / "checkpoints" / "3")
+    assert {name: extra[name] for name in CLIPS} == CLIPS
 
 
 def test_another_configuration_is_refused_before_anything_is_loaded(tmp_path):

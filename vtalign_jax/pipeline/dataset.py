@@ -9,6 +9,7 @@ tables only; frames stay on disk until their row is asked for.
 import bisect
 import functools
 import hashlib
+import itertools
 import json
 from typing import NamedTuple
 
@@ -60,12 +61,15 @@ class StoredSplit:
       data_dir: as given, for messages.
       image_size: pixels, edge of the stored square frames.
       frames: how many were looked for in each window; a record holds those that exist.
+      squares: (fit, rotate) by which pictures may have been made square.
     """
 
     def __init__(self, data_dir: str, settings: dict, table_path: epath.Path, shards: list) -> None:
         self.data_dir = data_dir
         self.image_size: int = settings["image_size"]
         self.frames: int = settings["frames"]
+        ways = settings.get("fit", ["square"]), settings.get("rotate", [0])
+        self.squares: set[tuple[str, int]] = set(itertools.product(*ways))
         self._table_path = table_path
         self._files = [str(shard.filename) for shard in shards]
         self._ends = np.cumsum([shard.take for shard in shards]).tolist()
@@ -146,6 +150,12 @@ class ClipSplit:
     def frames(self) -> int:
         """The most frames that a clip of every dataset can show."""
         return min(part.frames for part in self.parts)
+
+    @property
+    def square(self) -> tuple[str, int] | None:
+        """(fit, rotate) by which every picture was made square; None where they differ."""
+        ways = set().union(*(part.squares for part in self.parts))
+        return ways.pop() if len(ways) == 1 else None
 
     @functools.cached_property
     def table(self) -> pa.Table:

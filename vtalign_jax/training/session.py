@@ -76,7 +76,7 @@ class Session:
         config: Config,
         fingerprints: manifest.Fingerprints,
         epoch_steps: int,
-        window_seconds: float,
+        clips: Mapping[str, Any],
     ):
         """Open the workdir: make sure that it holds this run, or write the configuration there.
 
@@ -85,8 +85,8 @@ class Session:
           config: of the run.
           fingerprints: of base and data.
           epoch_steps: steps of an epoch.
-          window_seconds: length of the dataset's clips (the median, where they vary), which later
-            embeddings take where nobody says another.
+          clips: `window_seconds`, `fit` and `rotate` of the dataset's clips, by which later
+            embeddings go where nobody says otherwise; see `trained.Trained`.
 
         Raises:
           UserError: the checkpoint belongs to a run with another configuration, base or dataset, or
@@ -94,7 +94,7 @@ class Session:
         """
         self.step, self.is_resumed, self.early = 0, False, EarlyStop()
         self._workdir, self._config, self._fingerprints = workdir, config, fingerprints
-        self._epoch_steps, self._window_seconds = epoch_steps, window_seconds
+        self._epoch_steps, self._clips = epoch_steps, dict(clips)
         self.total_steps = epoch_steps * config.train.epochs
         kept = config.train.keep_best, config.train.keep_latest
         if "://" in workdir:
@@ -215,7 +215,7 @@ class Session:
             "config": to_dict(self._config),
             "fingerprints": self._fingerprints.to_json(),
             "early_stop": self.early.to_json(),
-            "window_seconds": self._window_seconds,
+            **self._clips,
             "next_step": done,  # the loader's position: batches are a function of the step
         }
         self._checkpoints.save(done, state, extra, metrics)
