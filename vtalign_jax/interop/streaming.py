@@ -113,8 +113,8 @@ def copy_slice(out: np.ndarray, part: Stored, axes: tuple[int, ...] | None, inde
         return
     rows, columns = _TILE
     bits = _bits(out)
-    for row in range(0, stored.shape[0], rows):
-        for column in range(0, stored.shape[1], columns):
+    for column in range(0, stored.shape[1], columns):  # the outer one: few pages of `out` at once
+        for row in range(0, stored.shape[0], rows):
             tile = stored[row : row + rows, column : column + columns]
             tile = _bits(tile.astype(out.dtype, copy=False))
             bits[column : column + columns, row : row + rows] = tile.T
