@@ -18,7 +18,11 @@ _TUNED_BLOCKS = 8  # as configs/pretrain.py: the decoder comes in two stacks
 
 def main(way: str, folder: str, argument: str) -> None:
     """Do one thing and print what it gives as one line of JSON."""
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TRANSFORMERS_VERBOSITY": "error"}
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
     print(json.dumps(WAYS[way](Path(folder), argument)))
 
 
