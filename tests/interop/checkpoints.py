@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from vtalign_jax import sharding
 from vtalign_jax.config import Config, resolve, to_dict
-from vtalign_jax.interop.base_files import base_fingerprint
+from vtalign_jax.interop.base_files import INDEX, base_fingerprint
 from vtalign_jax.interop.tiny import write_tiny_checkpoint
 from vtalign_jax.training import optim
 from vtalign_jax.training.assemble import assemble
@@ -79,6 +79,18 @@ def write_checkpoint(workdir: Path, config: Config, *, lora_b: float = 0.2) -> P
     checkpoints.wait()
     checkpoints.close()
     return workdir
+
+
+def split_weights(directory: Path) -> None:
+    """Split the weights into two files with an index, as transformers does."""
+    tensors = load_file(directory / "model.safetensors")
+    names, weight_map = sorted(tensors), {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, directory / file)
+        weight_map.update(dict.fromkeys(part, file))
+    (directory / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "model.safetensors").unlink()
 
 
 def _edit(file: Path, change) -> None:

@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import vtalign_jax as vt
+from tests.interop.checkpoints import split_weights
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import base_files, tiny
 
@@ -22,20 +23,8 @@ def checkpoint(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "copy")
 
 
-def _shard(directory):
-    """Split the weights into two files with an index, as transformers does."""
-    tensors = load_file(directory / "model.safetensors")
-    names, weight_map = sorted(tensors), {}
-    for number, part in enumerate((names[::2], names[1::2]), start=1):
-        file = f"model-{number:05d}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, directory / file)
-        weight_map.update(dict.fromkeys(part, file))
-    (directory / base_files.INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    (directory / "model.safetensors").unlink()
-
-
 def test_sharded_files_hold_the_same_tensors(whole, checkpoint):
-    _shard(checkpoint)
+    split_weights(checkpoint)
     single, sharded = (base_files.stored_tensors(d) for d in (whole, checkpoint))
     assert sorted(single) == sorted(sharded)
     for key, tensor in single.items():
@@ -43,14 +32,14 @@ def test_sharded_files_hold_the_same_tensors(whole, checkpoint):
 
 
 def test_a_shard_that_the_index_names_but_is_not_there_is_named(checkpoint):
-    _shard(checkpoint)
+    split_weights(checkpoint)
     (checkpoint / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks model-00002-of-00002\.safetensors"):
         vt.load_smolvlm(checkpoint)
 
 
 def test_a_tensor_that_the_index_names_but_its_file_lacks_is_named(checkpoint):
-    _shard(checkpoint)
+    split_weights(checkpoint)
     index = json.loads((checkpoint / base_files.INDEX).read_text())
     index["weight_map"]["model.lost.weight"] = "model-00001-of-00002.safetensors"
     (checkpoint / base_files.INDEX).write_text(json.dumps(index))

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 import vtalign_jax as vt
+from tests.interop.checkpoints import split_weights
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import base_files, tiny, weights
 from vtalign_jax.models import parameters
@@ -124,7 +125,8 @@ def test_half_precision_files_are_read(broken, dtype):
     np.testing.assert_array_equal(leaf, stored.astype(np.float32))
 
 
-def test_every_misfit_is_named_in_one_error(broken):
+@pytest.mark.parametrize("sharded", [False, True])
+def test_every_misfit_is_named_in_one_error(broken, sharded):
     directory, rewrite = broken
 
     def change(tensors):
@@ -138,6 +140,8 @@ def test_every_misfit_is_named_in_one_error(broken):
         tensors[fc2] = np.ascontiguousarray(tensors[fc2].T)
 
     rewrite(change)
+    if sharded:
+        split_weights(directory)
     with pytest.raises(UserError) as error:
         vt.load_smolvlm(directory)
     message = str(error.value)
