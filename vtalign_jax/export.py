@@ -7,11 +7,25 @@ import numpy as np
 
 from vtalign_jax.aligner import Aligner
 from vtalign_jax.config import to_dict
-from vtalign_jax.interop import certificate, embedding_files, merged, model_card, peft
+from vtalign_jax.interop import (
+    certificate,
+    embedding_files,
+    merged,
+    model_card,
+    peft,
+    sentence_transformers,
+)
 from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.embedding_files import Parts
 from vtalign_jax.interop.folders import new_folder
-from vtalign_jax.interop.forms import FORMS, MERGED, PEFT, SETTINGS
+from vtalign_jax.interop.forms import (
+    FORMS,
+    MERGED,
+    PEFT,
+    SENTENCE_TRANSFORMERS,
+    SETTINGS,
+    WEIGHTS_FOLDER,
+)
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.models.aligner import MIN_TEMPERATURE
 from vtalign_jax.models.vision import position_ids
@@ -20,7 +34,11 @@ from vtalign_jax.training.trained import Trained, load_trained
 
 # Form -> what writes its weights and the base's files into an empty folder. Heads, settings,
 # embed.py, certificate and card are the same for all; what else differs: `interop/forms.py`.
-WRITERS: dict[str, Callable[[Path, Parts], object]] = {PEFT: peft.write, MERGED: merged.write}
+WRITERS: dict[str, Callable[[Path, Parts], object]] = {
+    PEFT: peft.write,
+    MERGED: merged.write,
+    SENTENCE_TRANSFORMERS: sentence_transformers.write,
+}
 
 _MOST_FRAMES = 64  # of a clip that embed.py can say
 
@@ -79,7 +97,7 @@ def write(folder: Path, trained: Trained, form: str) -> None:
     side = trained.assembly.base.vision.patches_per_side
     WRITERS[form](folder, parts)
     if form != PEFT:
-        place = folder / parts.settings.get("weights_folder", "")
+        place = folder / parts.settings.get(WEIGHTS_FOLDER, "")
         parts.settings["weights"] = base_fingerprint(place)
     embedding_files.write(folder, parts, position_ids(side, side, side))
 

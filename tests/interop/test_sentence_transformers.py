@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.interop.checkpoints import make_config, write_base, write_checkpoint
-from vtalign_jax.aligner import Aligner
-from vtalign_jax.interop import certificate, embedding_files, peft, sentence_transformers
-from vtalign_jax.training.trained import load_trained
+from tests.interop.checkpoints import FRAMES, make_config, write_base, write_checkpoint
+from vtalign_jax import export
+from vtalign_jax.errors import UserError
+from vtalign_jax.interop import certificate
+from vtalign_jax.interop.forms import MERGED, SENTENCE_TRANSFORMERS
+from vtalign_jax.training import trained
 
 pytestmark = pytest.mark.parity
 
@@ -19,8 +21,9 @@ CASES = {
     "smolvlm": {},
     "idefics3": {"model": {"pooling": "mean"}},
     "own-heads": {"model": {"head": "per_modality"}},
+    "cropped": {},
 }
-_MORE = [pytest.param(case, marks=pytest.mark.slow) for case in ("idefics3", "own-heads")]
+_MORE = [pytest.param(case, marks=pytest.mark.slow) for case in list(CASES)[1:]]
 
 
 def _as_instruct(base):
@@ -34,49 +37,23 @@ def _as_instruct(base):
         (base / name).write_text(json.dumps(values))
 
 
-def _merged(trained, scale):
-    weights = load_file(trained.assembly.directory / "model.safetensors")
-    shapes = trained.assembly.trainable | trained.assembly.frozen
-    adapter = peft.adapter_tensors(trained.params, peft.adapter_keys(trained.params, shapes))
-    for key in [key for key in adapter if key.endswith("lora_A.weight")]:
-        name = key.removeprefix("base_model.model.").replace(".lora_A", "")
-        weights[name] += scale * adapter[key.replace("lora_A", "lora_B")] @ adapter[key]
-    return weights
-
-
 @pytest.fixture(scope="module")
 def export_of(tmp_path_factory):
+    """A function that exports a case, once, and does not compare."""
+
     @functools.cache
     def make(case):
         folder = tmp_path_factory.mktemp(case)
         base = write_base(folder / "base", "idefics3" if case == "idefics3" else "smolvlm")
         if case == "idefics3":
             _as_instruct(base)
-        config = make_config(base, **CASES[case])
-        trained = load_trained(write_checkpoint(folder / "run", config))
-        heads = {
-            kind: [
-                f"{'head' if config.model.head == 'shared' else f'{kind}_head'}.{layer}.{leaf}"
-                for layer in ("fc1", "fc2")
-                for leaf in ("weight", "bias")
-            ]
-            for kind in ("video", "text")
-        }
-        settings = {
-            "heads": heads,
-            "pooling": config.model.pooling,
-            "frames": 4,
-            "window_seconds": 4.0,
-            "max_text_tokens": 32,
-        }
-        out = folder / "out"
-        out.mkdir()
-        head = embedding_files.head_tensors(trained.params)
-        sentence_transformers.write(out, head, settings, base)
-        weights = sentence_transformers.weights_folder(out, settings) / "model.safetensors"
-        save_file(_merged(trained, 7.5 / 3), weights, metadata={"format": "pt"})
-        certificate.write_reference(out, Aligner(trained, "float32"), 4, 4.0)
-        return out
+        workdir = write_checkpoint(folder / "run", make_config(base, **CASES[case]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(certificate, "missing_packages", lambda needs: ["torch"])
+            if case == "cropped":
+                patch.setattr(trained, "FRAMES", {"fit": "center_crop", "rotate": 90})
+            export.export(workdir, folder / "out", SENTENCE_TRANSFORMERS, say=lambda line: None)
+        return folder / "out"
 
     return make
 
@@ -93,6 +70,9 @@ def test_the_library_gives_the_same_embeddings(export_of, case):
     assert result["cosine_video_not_resized"] > 0.9999999
     assert result["max_error_text"] < 1e-5
     assert result["cosine_text_uncut"] < 0.99  # as the card says
+    card = (export_of(case) / "README.md").read_text()
+    assert ("turned by 90 degrees" in card) == (case == "cropped")
+    assert ("heads of their own" in card) == (case == "own-heads")
 
 
 @pytest.mark.parametrize("case", ["smolvlm", *_MORE])
@@ -113,6 +93,18 @@ def test_what_was_not_trained_is_refused_by_the_library(export_of, case):
             model.encode([{"video": clip}, "attach wheel to chassis"])
 
 
+def test_it_is_no_base_for_the_merged_form_but_for_its_own(export_of, tmp_path):
+    folder = export_of("smolvlm")
+    with pytest.raises(UserError, match="processor is not the base's"):
+        export.export(folder, tmp_path / "merged", MERGED, say=lambda line: None)
+    assert not list(tmp_path.iterdir())
+    again = trained.load_trained(folder)
+    export.write(tmp_path, again, SENTENCE_TRANSFORMERS)
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.name.startswith(("README", "certificate", "vtalign")):
+            assert (tmp_path / file.relative_to(folder)).read_bytes() == file.read_bytes(), file
+
+
 def test_a_damaged_layer_does_not_pass(export_of, tmp_path):
     from vtalign_jax.interop.torch_scripts import check_sentence_transformers as check
 
@@ -121,3 +113,43 @@ def test_a_damaged_layer_does_not_pass(export_of, tmp_path):
     tensors = load_file(file)
     save_file(tensors | {"linear.bias": tensors["linear.bias"][::-1].copy()}, file)
     assert not certificate.is_passed(check.compare(copy))
+
+
+def test_frames_of_a_long_array_are_chosen_only_on_request(export_of):
+    from sentence_transformers import SentenceTransformer
+
+    folder = str(export_of("smolvlm"))
+    metadata = {"fps": 5.0, "total_num_frames": 20, "duration": 4.0}
+    metadata["frames_indices"] = list(range(20))
+    clip = {"array": np.zeros((20, 3, 64, 64), np.uint8), "video_metadata": metadata}
+    for options, frames in (({}, 20), ({"fps": FRAMES / 4, "num_frames": FRAMES}, FRAMES)):
+        model = SentenceTransformer(folder, device="cpu", processor_kwargs=options)
+        assert model.preprocess([clip])["pixel_values"].shape[1] == frames
+
+
+def test_clips_of_unequal_length_in_one_batch_move_as_the_card_says(export_of):
+    from sentence_transformers import SentenceTransformer
+
+    from vtalign_jax.interop.torch_scripts import check_sentence_transformers as check
+
+    folder = export_of("smolvlm")
+    model = SentenceTransformer(str(folder), device="cpu")
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 64, 64, 3), np.uint8)
+    short = check.make_clip(frames[:2], [1.0, 3.0], 4.0)
+    alone = model.encode(short)
+    beside_equal = model.encode([short, short])[0]
+    beside_longer = model.encode([short, check.make_clip(frames, [0.5, 1.5, 2.5, 3.5], 4.0)])[0]
+    assert alone @ beside_equal > 0.999999
+    assert alone @ beside_longer < 0.999
+    assert "must have equally many frames" in (folder / "README.md").read_text()
+
+
+def test_the_card_s_code_gives_the_embeddings(export_of, monkeypatch):
+    folder = export_of("smolvlm")
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    stored = load_file(folder / certificate.TENSORS)
+    monkeypatch.chdir(folder)
+    names = {"frames": np.ascontiguousarray(stored["clip_0"].transpose(0, 3, 1, 2))}
+    exec(code, names)
+    assert names["z_video"][0] @ stored["z_video"][0] > 0.99999
+    assert names["z_text"][0] @ stored["z_text"][0] > 0.999999

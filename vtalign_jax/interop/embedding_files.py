@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from vtalign_jax.config import TuneConfig
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.base_files import read_json
-from vtalign_jax.interop.forms import PEFT, SETTINGS
+from vtalign_jax.interop.forms import FORMS, PEFT, SETTINGS
 
 HEAD, EMBED = "head.safetensors", "embed.py"
 FORMAT = 1  # of vtalign.json
@@ -95,7 +95,7 @@ def check_finite(tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def write(folder: Path, parts: Parts, position_ids: np.ndarray) -> None:
-    """Write head, settings and `embed.py`.
+    """Write head, settings and, where it reads the folder, `embed.py`.
 
     Args:
       folder: of the export.
@@ -106,7 +106,8 @@ def write(folder: Path, parts: Parts, position_ids: np.ndarray) -> None:
     # PEFT and transformers look at the metadata's format before they read.
     save_file(head, folder / HEAD, metadata={"format": "pt"})
     (folder / SETTINGS).write_text(json.dumps(parts.settings, indent=1))
-    shutil.copyfile(_EMBED, folder / EMBED)
+    if FORMS[parts.settings["form"]].is_embedded:
+        shutil.copyfile(_EMBED, folder / EMBED)
 
 
 def read_head(folder: Path) -> dict[str, np.ndarray]:

@@ -5,10 +5,15 @@ Nothing here needs JAX: an export is verified where there is none. Who writes a 
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+from vtalign_jax.interop import sentence_transformers_card
 
 SETTINGS = "vtalign.json"  # in every export
-PEFT, MERGED = "peft", "merged"
+PEFT, MERGED, SENTENCE_TRANSFORMERS = "peft", "merged", "sentence-transformers"
+WEIGHTS_FOLDER = "weights_folder"  # key of the settings, see `embedding_files.Parts`
 _SCRIPTS = Path(__file__).with_name("torch_scripts")
 
 
@@ -21,14 +26,20 @@ class Form:
       needs: packages that it imports.
       library: that loads it, as the hub names libraries.
       contents: what the folder holds, in a sentence.
-      use: section of the model card, a format string over `base`.
+      use: settings -> section of the model card.
+      figures: `{key of a result: column of the certificate}`, beside those of every form.
+      notes: what the certificate says of its figures.
+      is_embedded: whether `embed.py` reads the folder.
     """
 
     check: Path
     needs: tuple[str, ...]
     library: str
     contents: str
-    use: str
+    use: Callable[[Mapping[str, Any]], str]
+    figures: Mapping[str, str]
+    notes: str
+    is_embedded: bool = True
 
 
 _EMBED = """```python
@@ -40,6 +51,15 @@ z_video = embedder.clip(frames)                        # uint8[F, H, W, 3] -> fl
 z_video = embedder.clip(frames, window_seconds=10.0)   # frames spread over another length
 print(z_video @ z_text)
 ```"""
+
+_REPAIR = """transformers 4.55 to 4.57 place each image patch one position too early
+(huggingface/transformers issue 41190): there the base itself sees other pictures than in training.
+`Embedder` puts the positions right, and `Embedder(".").model` is the whole model with that
+repair."""
+
+_UNREPAIRED = {"cosine_video_unrepaired": "unrepaired"}
+_UNREPAIRED_NOTE = """*Unrepaired*: a clip with the positions that this transformers itself gives to
+image patches (see above)."""
 
 _PEFT_USE = f"""Needs `torch`, `transformers` (4.57.1 or newer), `peft` (0.11.1 or newer), `pillow`.
 
@@ -56,7 +76,7 @@ model = PeftModel.from_pretrained(base, ".")
 ```
 
 Use this class, not `AutoModel`: the modules of the latter have other names, and PEFT then loads
-nothing, with no more than a warning."""
+nothing, with no more than a warning. {_REPAIR}"""
 
 _MERGED_USE = f"""Needs `torch`, `transformers` (4.57.1 or newer), `pillow`.
 
@@ -70,7 +90,9 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained(".")   # or AutoModel, or a class of your own
 processor = AutoProcessor.from_pretrained(".")
-```"""
+```
+
+{_REPAIR}"""
 
 FORMS: dict[str, Form] = {
     PEFT: Form(
@@ -78,13 +100,27 @@ FORMS: dict[str, Form] = {
         needs=("torch", "transformers", "peft"),
         library="peft",
         contents="LoRA adapter and projection head",
-        use=_PEFT_USE,
+        use=lambda settings: _PEFT_USE.format(base=settings["base"]),
+        figures=_UNREPAIRED,
+        notes=_UNREPAIRED_NOTE,
     ),
     MERGED: Form(
         check=_SCRIPTS / "check.py",
         needs=("torch", "transformers"),
         library="transformers",
         contents="SmolVLM with a LoRA adapter merged in, and a projection head,",
-        use=_MERGED_USE,
+        use=lambda settings: _MERGED_USE.format(base=settings["base"]),
+        figures=_UNREPAIRED,
+        notes=_UNREPAIRED_NOTE,
+    ),
+    SENTENCE_TRANSFORMERS: Form(
+        check=_SCRIPTS / "check_sentence_transformers.py",
+        needs=("torch", "transformers", "sentence_transformers", "torchvision", "num2words"),
+        library="sentence-transformers",
+        contents="SmolVLM with a LoRA adapter merged in, and a projection head,",
+        use=sentence_transformers_card.use,
+        figures=sentence_transformers_card.FIGURES,
+        notes=sentence_transformers_card.NOTES,
+        is_embedded=False,
     ),
 }

@@ -17,6 +17,7 @@ from vtalign_jax.interop.base_files import INDEX, StoredTensor, stored_tensors, 
 from vtalign_jax.interop.embedding_files import Parts
 from vtalign_jax.interop.peft import module_of
 
+NOT_A_BASE = "sentence_bert_config.json"
 _WEIGHTS = "model.safetensors"
 # The base's weights in other formats would stand beside the merged ones and be others.
 _OTHER_WEIGHTS = (
@@ -50,8 +51,13 @@ def write(folder: Path, parts: Parts) -> Rounding:
       parts: of the trained model.
 
     Raises:
-      UserError: see `write_weights`.
+      UserError: the files are those of a sentence-transformers export; see `write_weights`.
     """
+    if (parts.directory / NOT_A_BASE).is_file():
+        raise UserError(
+            f"{parts.directory} is of a sentence-transformers export, whose processor is not the "
+            "base's; name the run, or its peft or merged export, with --checkpoint"
+        )
     rounding = write_weights(folder, parts)
     return rounding._replace(left_out=_copy_other_files(parts.directory, folder))
 

@@ -32,11 +32,8 @@ tags: [video-text-alignment, lora, smolvlm, vtalign_jax]
 
 {use}
 
-transformers 4.55 to 4.57 place each image patch one position too early (huggingface/transformers
-issue 41190): there the base itself sees other pictures than in training. `Embedder` puts the
-positions right, and `Embedder(".").model` is the whole model with that repair. The head is in
-`head.safetensors`, settings and prompts are in `vtalign.json`. In JAX the folder loads with
-`vtalign_jax.Aligner.load`.
+The head is in `head.safetensors`, settings and prompts are in `vtalign.json`. In JAX the folder
+loads with `vtalign_jax.Aligner.load`.
 
 ## Certificate
 
@@ -51,15 +48,16 @@ _UNVERIFIED = """**UNVERIFIED**: {reason} Verify it elsewhere with
 
 _COMPARED = """The files of this folder were loaded with PyTorch, and the embeddings of {clips} \
 fixed clips and {texts} texts compared, in float32, with those of the exported JAX model \
-(`certificate.safetensors`). Required: every cosine at least {required}, no adapter key missing or \
+(`certificate.safetensors`). Required: every cosine at least {required}, no key missing or \
 unexpected.
 
-| versions | cosine, clips | texts | largest error | lost keys | | unrepaired |
-|---|---|---|---|---|---|---|
+| versions | cosine, clips | texts | largest error | lost keys | | {titles} |
+|---|---|---|---|---|---|{lines}
 {rows}
 
-Without the adapter the lowest cosine of the texts is {without:.4f}. *Unrepaired*: a clip with the
-positions that this transformers itself gives to image patches (see above)."""
+{notes}"""
+
+_WITHOUT = "Without the adapter the lowest cosine of the texts is {:.4f}."
 
 
 def write_card(folder: Path, unverified: str = "") -> None:
@@ -78,7 +76,7 @@ def write_card(folder: Path, unverified: str = "") -> None:
         base=base,
         library=form.library,
         contents=form.contents,
-        use=form.use.format(base=base),
+        use=form.use(settings),
         link=base if Path(base).is_absolute() else f"https://huggingface.co/{base}",
         title=f"{Path(base).name}: video-text alignment",
         adapter=_adapter(config["tune"]),
@@ -123,18 +121,25 @@ def _certificate(folder: Path, unverified: str) -> str:
         command = verify_command("PATH_OF_THIS_FOLDER")
         return _UNVERIFIED.format(reason=unverified or "not compared yet.", command=command)
     inputs = json.loads((folder / certificate.INPUTS).read_text())
+    form = certificate.form_of(folder)
     rows = [
         f"| {certificate.libraries(r)} | {r['cosine_video']:.7f} | "
         f"{r['cosine_text']:.7f} | {max(r['max_error_video'], r['max_error_text']):.1e} | "
         f"{len(r['missing']) + len(r['unexpected'])} | "
         f"{'passed' if certificate.is_passed(r) else '**FAILED**'} | "
-        f"{r['cosine_video_unrepaired']:.4f} |"
+        f"{' | '.join(f'{r[key]:.7f}' if key in r else '-' for key in form.figures)} |"
         for r in found
     ]
+    without = [
+        r["cosine_text_without_adapter"] for r in found if "cosine_text_without_adapter" in r
+    ]
+    notes = [_WITHOUT.format(min(without))] if without else []
     return _COMPARED.format(
         clips=len(inputs["times"]),
         texts=len(inputs["texts"]),
         required=certificate.MIN_COSINE,
+        titles=" | ".join(form.figures.values()),
+        lines="---|" * len(form.figures),
         rows="\n".join(rows),
-        without=min(r["cosine_text_without_adapter"] for r in found),
+        notes=" ".join([*notes, form.notes]),
     )

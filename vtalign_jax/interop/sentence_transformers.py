@@ -19,7 +19,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from vtalign_jax.interop import merged
 from vtalign_jax.interop.base_files import read_json
+from vtalign_jax.interop.embedding_files import Parts
+from vtalign_jax.interop.forms import WEIGHTS_FOLDER
 from vtalign_jax.interop.processor_files import CHAT_TEMPLATE, processor_files
 from vtalign_jax.models.configuration import SmolVLMConfig
 
@@ -31,10 +34,6 @@ _MODULES = {
     "normalize": "sentence_transformers.base.modules.normalize.Normalize",
     "router": "sentence_transformers.base.modules.router.Router",
 }
-_EMBEDDING = {
-    "module_input_name": "sentence_embedding",
-    "module_output_name": "sentence_embedding",
-}
 _COPIED = (  # of the base, where it has them
     "config.json",
     "tokenizer.json",
@@ -44,6 +43,10 @@ _COPIED = (  # of the base, where it has them
     "vocab.json",
     "merges.txt",
 )
+_EMBEDDING = {
+    "module_input_name": "sentence_embedding",
+    "module_output_name": "sentence_embedding",
+}
 
 
 def is_routed(settings: Mapping[str, Any]) -> bool:
@@ -51,29 +54,23 @@ def is_routed(settings: Mapping[str, Any]) -> bool:
     return settings["heads"]["video"] != settings["heads"]["text"]
 
 
-def weights_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
-    """Return where the base's configuration, weights and processor lie."""
-    return folder / "transformer" if is_routed(settings) else folder
-
-
-def write(
-    folder: Path,
-    head: Mapping[str, np.ndarray],
-    settings: Mapping[str, Any],
-    base_directory: Path,
-) -> None:
-    """Write everything but the merged weights, certificate and model card.
+def write(folder: Path, parts: Parts) -> None:
+    """Write the merged base, its processor replaced, and the modules around it.
 
     Args:
-      folder: an empty folder.
-      head: of `peft.head_tensors`.
-      settings: as in `vtalign.json`.
-      base_directory: where configuration and tokenizer are copied from.
+      folder: of the export.
+      parts: of the trained model.
+
+    Raises:
+      UserError: see `merged.write_weights`.
     """
-    _write_transformer(weights_folder(folder, settings), settings, base_directory)
-    width = head[settings["heads"]["text"][0]].shape[1]
+    settings, head = parts.settings, parts.head
+    chain = [("router", "")] if is_routed(settings) else _chain("")
+    if is_routed(settings):
+        settings[WEIGHTS_FOLDER] = "transformer"
+    _write_transformer(folder / settings.get(WEIGHTS_FOLDER, ""), parts)
     pooling = {
-        "embedding_dimension": width,
+        "embedding_dimension": head[settings["heads"]["text"][0]].shape[1],
         "pooling_mode": _POOLING[settings["pooling"]],
         "include_prompt": True,
     }
@@ -83,7 +80,6 @@ def write(
     else:
         _write_head(folder, "", head, settings["heads"]["text"])
     _write_json(folder / "4_Normalize" / "config.json", _EMBEDDING)
-    chain = [("router", "")] if is_routed(settings) else _chain("")
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": _MODULES[kind]}
         for i, (kind, path) in enumerate(chain)
@@ -109,24 +105,25 @@ def _chain(suffix: str, transformer: str = "") -> list[tuple[str, str]]:
     ]
 
 
-def _write_transformer(folder: Path, settings: Mapping[str, Any], base_directory: Path) -> None:
+def _write_transformer(folder: Path, parts: Parts) -> None:
     folder.mkdir(exist_ok=True)
+    merged.write_weights(folder, parts)
     for name in _COPIED:
-        if (base_directory / name).is_file():
-            shutil.copyfile(base_directory / name, folder / name)
+        if (parts.directory / name).is_file():
+            shutil.copyfile(parts.directory / name, folder / name)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     sampling = {
         "do_sample_frames": False,
-        "fps": settings["frames"] / settings["window_seconds"],
-        "num_frames": settings["frames"],
+        "fps": parts.settings["frames"] / parts.settings["window_seconds"],
+        "num_frames": parts.settings["frames"],
     }
-    config = SmolVLMConfig.from_hf(read_json(base_directory, "config.json"))
+    config = SmolVLMConfig.from_hf(read_json(folder, "config.json"))
     files = processor_files(config.vision.image_size, config.tokens_per_frame, sampling)
     for name, values in files.items():
         _write_json(folder / name, values)
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     _write_json(
-        folder / "sentence_bert_config.json",
+        folder / merged.NOT_A_BASE,
         {
             "transformer_task": "feature-extraction",
             "modality_config": {  # single images are not what it was trained on
@@ -139,7 +136,7 @@ def _write_transformer(folder: Path, settings: Mapping[str, Any], base_directory
             # from a clip whose frames were chosen.
             "processor_kwargs": {"fps": None, "num_frames": None},
             # The library has one limit for texts and clips, but encode_query another of its own.
-            "query_length": settings["max_text_tokens"],
+            "query_length": parts.settings["max_text_tokens"],
         },
     )
 

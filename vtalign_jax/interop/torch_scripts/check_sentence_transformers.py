@@ -1,38 +1,43 @@
-"""Loads a `sentence-transformers` export as its user would; compares with its stored embeddings.
+"""Loads a `sentence-transformers` export as its user would, and compares with what is stored in it.
 
-    python check_sentence_transformers.py EXPORT
+    python check_sentence_transformers.py EXPORT [--clips=DIRECTORY]
 
 Prints one JSON object. Runs alone, in any environment with sentence-transformers, torchvision and
-num2words: nothing of vtalign_jax is imported.
+num2words: nothing of vtalign_jax is imported but the embed.py beside it, which prepares frames.
 """
 
 import argparse
+import importlib.util
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentence_transformers
 import torch
 import transformers
-from PIL import Image
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 
 TICKS = 1_000_000  # a second: how finely a clip says when its frames are shown
+
+Pairs = dict[str, list[tuple[np.ndarray, np.ndarray]]]
 
 
 def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("export", type=Path)
-    parser.add_argument("--base", default="", help="not needed: the export holds all weights")
-    print(json.dumps(compare(parser.parse_args().export)))
+    parser.add_argument("--base", default="", help="not needed")
+    parser.add_argument("--clips", type=Path, help="clips.json and clips.safetensors to embed too")
+    arguments = parser.parse_args()
+    print(json.dumps(compare(arguments.export, arguments.base, arguments.clips)))
 
 
-def compare(export: Path) -> dict:
+def compare(export: Path, base: str = "", clips: Path | None = None) -> dict[str, Any]:
     """Return library versions, lost weights, lowest cosines and largest errors.
 
     Two cosines more say what the library does its own way: clips whose frames have the model's
@@ -40,12 +45,11 @@ def compare(export: Path) -> dict:
 
     Args:
       export: the folder.
+      base: not needed, the export holds all weights.
+      clips: folder whose clips are embedded as well, into `embedded.safetensors` in it.
     """
-    model = SentenceTransformer(str(export), device="cpu", model_kwargs={"dtype": "float32"})
-    transformer, folder = model[0], export
-    if isinstance(transformer, Router):  # a head a modality
-        transformer, folder = transformer.sub_modules["text"][0], export / "transformer"
-    missing, unexpected = weights_difference(transformer.model, folder)
+    user = User(export)
+    missing, unexpected = weights_difference(user.transformer.model, user.folder)
     result = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -55,18 +59,65 @@ def compare(export: Path) -> dict:
         "unexpected": unexpected,
     }
     inputs = json.loads((export / "certificate.json").read_text())
-    stored = load_file(export / "certificate.safetensors")
-    side = transformer.processor.video_processor.max_image_size["longest_edge"]
-    for name, pairs in embed(model, inputs, stored, side, transformer.query_length).items():
-        theirs, ours = (torch.tensor(np.concatenate(x)).double() for x in zip(*pairs, strict=True))
+    pairs = embed(user, inputs, load_file(export / "certificate.safetensors"))
+    for name, found in pairs.items():
+        theirs, ours = (torch.tensor(np.concatenate(x)).double() for x in zip(*found, strict=True))
         result[f"cosine_{name}"] = torch.cosine_similarity(theirs, ours).min().item()
         result[f"max_error_{name}"] = (theirs - ours).abs().max().item()
+    if clips is not None:
+        given = json.loads((clips / "clips.json").read_text())
+        made = user.clips(given, load_file(clips / "clips.safetensors"))
+        z_video = np.stack([user.model.encode(clip) for clip in made])
+        z_text = user.model.encode_query(given["texts"])
+        save_file({"z_video": z_video, "z_text": z_text}, clips / "embedded.safetensors")
     return result
 
 
-def embed(
-    model: SentenceTransformer, inputs: dict, stored: dict[str, np.ndarray], side: int, most: int
-) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+class User:
+    """What the card tells a user to do.
+
+    Attributes:
+      model: of the export, in float32.
+      is_routed: whether clips and texts have heads of their own.
+      transformer: the model's first module.
+      folder: that module's files.
+      is_prepared: whether frames are prepared as in training, because the library cannot.
+    """
+
+    def __init__(self, export: Path):
+        """Load the export."""
+        options = {"device": "cpu", "model_kwargs": {"dtype": "float32"}}
+        self.model = SentenceTransformer(str(export), **options)
+        self.is_routed = isinstance(self.model[0], Router)
+        routes = self.model[0].sub_modules if self.is_routed else None
+        self.transformer = routes["text"][0] if routes else self.model[0]
+        self.folder = export / "transformer" if self.is_routed else export
+        self._settings = json.loads((export / "vtalign.json").read_text())
+        square = self._settings["fit"], self._settings["rotate"]
+        self.is_prepared = square != ("square", 0)
+
+    def clips(
+        self, given: dict[str, Any], stored: dict[str, np.ndarray], *, is_prepared: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return what `encode` takes as clips.
+
+        Args:
+          given: `times` and `windows` of the clips, in seconds.
+          stored: clip_0, ...: uint8[F, H, W, 3].
+          is_prepared: prepare the frames as in training, to the model's size.
+        """
+        clips = []
+        for i, moments in enumerate(zip(given["times"], given["windows"], strict=True)):
+            frames = stored[f"clip_{i}"]
+            if is_prepared or self.is_prepared:
+                to_square = _embed_script()._square
+                frames = np.stack([to_square(frame, self._settings) for frame in frames])
+            clip = make_clip(frames, *moments)
+            clips.append({"video": clip} if self.is_routed else clip)
+        return clips
+
+
+def embed(user: User, inputs: dict[str, Any], stored: dict[str, np.ndarray]) -> Pairs:
     """Return `{what: [(the library's embeddings, ours)]}`.
 
     Clips are embedded alone and, as many as have equally many frames, in one batch with the texts
@@ -74,30 +125,22 @@ def embed(
     `encode` too.
 
     Args:
-      model: of the export.
+      user: with the export's model.
       inputs: of `certificate.json`.
       stored: of `certificate.safetensors`.
-      side: of the model's frames, in pixels.
-      most: tokens of a text that is not cut.
     """
-    texts, times, windows = inputs["texts"], inputs["times"], inputs["windows"]
+    model, texts, times = user.model, inputs["texts"], inputs["times"]
     z_text, z_video = stored["z_text"], stored["z_video"]
-    is_routed = isinstance(model[0], Router)
-    clips, squares = [], []
-    for i, given in enumerate(zip(times, windows, strict=True)):
-        frames = stored[f"clip_{i}"]
-        square = np.stack([to_square(frame, side) for frame in frames])
-        for made, pictures in ((clips, frames), (squares, square)):
-            clip = make_clip(pictures, *given)
-            made.append({"video": clip} if is_routed else clip)
-    alike = [i for i, shown in enumerate(times) if len(shown) == len(times[0])]
+    most = user.transformer.query_length
     lengths = [model.preprocess([text])["input_ids"].shape[1] for text in texts]
     whole = [i for i, length in enumerate(lengths) if length <= most]
     cut = [i for i, length in enumerate(lengths) if length > most]
+    alike = [i for i, shown in enumerate(times) if len(shown) == len(times[0])]
+    clips, prepared = (user.clips(inputs, stored, is_prepared=x) for x in (False, True))
     several, short = [clips[i] for i in alike], [texts[i] for i in whole]
-    batches = [several, short] if is_routed else [several + short]
+    batches = [several, short] if user.is_routed else [several + short]
     together = np.concatenate([model.encode(batch) for batch in batches if batch])
-    alone, not_resized = (np.stack([model.encode(x) for x in made]) for made in (clips, squares))
+    alone, not_resized = (np.stack([model.encode(x) for x in made]) for made in (clips, prepared))
     uncut = {"text_uncut": [(model.encode([texts[i] for i in cut]), z_text[cut])]} if cut else {}
     return uncut | {
         "video": [(alone, z_video), (together[: len(alike)], z_video[alike])],
@@ -106,7 +149,7 @@ def embed(
     }
 
 
-def make_clip(frames: np.ndarray, times: list[float], window_seconds: float) -> dict:
+def make_clip(frames: np.ndarray, times: list[float], window_seconds: float) -> dict[str, Any]:
     """Return what `encode` takes as a clip: uint8[F, H, W, 3], shown at `times`."""
     metadata = {
         "fps": TICKS,
@@ -116,15 +159,6 @@ def make_clip(frames: np.ndarray, times: list[float], window_seconds: float) -> 
     }
     array = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
     return {"array": array, "video_metadata": metadata}
-
-
-def to_square(frame: np.ndarray, size: int) -> np.ndarray:
-    """uint8[H, W, 3] -> [size, size, 3], as SmolVLM: the longest edge to size, then the square."""
-    picture, (h, w) = Image.fromarray(frame), frame.shape[:2]
-    edge = max(1, (int(size / (w / h) if w >= h else size * (w / h)) + 1) // 2 * 2)
-    for to in ((size, edge) if w >= h else (edge, size), (size, size)):
-        picture = picture.resize(to, Image.Resampling.LANCZOS)
-    return np.asarray(picture)
 
 
 def weights_difference(model: torch.nn.Module, folder: Path) -> tuple[list[str], list[str]]:
@@ -142,6 +176,14 @@ def weights_difference(model: torch.nn.Module, folder: Path) -> tuple[list[str],
                 elif torch.equal(stored.get_tensor(key).to(held[name].dtype), held[name].cpu()):
                     arrived.add(name)
     return sorted(set(held) - arrived), unexpected
+
+
+def _embed_script() -> Any:
+    place = Path(__file__).with_name("embed.py")
+    spec = importlib.util.spec_from_file_location("embed", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 if __name__ == "__main__":
