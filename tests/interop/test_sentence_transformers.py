@@ -1,4 +1,4 @@
-"""The sentence-transformers export, read by that library."""
+"""The sentence-transformers export, read by that library; `pytest -s` prints the figures."""
 
 import functools
 import json
@@ -63,6 +63,8 @@ def test_the_library_gives_the_same_embeddings(export_of, case):
     from vtalign_jax.interop.torch_scripts import check_sentence_transformers as check
 
     result = check.compare(export_of(case))
+    not_resized = result["cosine_video_not_resized"]
+    print(f"\n{case}: {certificate.describe(result)}; clips not resized {not_resized:.7f}")
     assert certificate.is_passed(result), result
     assert result["missing"] == result["unexpected"] == []
     assert result["cosine_text"] > 0.999999
