@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax.numpy as jnp
+import ml_dtypes  # noqa: F401, gives NumPy its bfloat16
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -20,11 +21,19 @@ from vtalign_jax.training.state import init_state
 FRAMES, STEP = 4, 7
 
 
-def write_base(directory: Path, architecture: str) -> Path:
+def write_base(
+    directory: Path, architecture: str, *, dtype: str = "float32", shards: bool = False
+) -> Path:
     """Write a small random base, norms and biases random too.
 
     The Idefics3 one has an own output matrix and, as SmolVLM-Instruct, a tokenizer to which
     <global-img> is several tokens.
+
+    Args:
+      directory: the folder.
+      architecture: "smolvlm" or "idefics3".
+      dtype: of the stored weights.
+      shards: whether they lie in two files and an index.
     """
     write_tiny_checkpoint(directory)
     weights, rng = load_file(directory / "model.safetensors"), np.random.default_rng(5)
@@ -36,7 +45,19 @@ def write_base(directory: Path, architecture: str) -> Path:
         _edit(directory / "config.json", _as_idefics3)
         _edit(directory / "tokenizer.json", _without_global_image)
         _edit(directory / "tokenizer_config.json", _without_global_image)
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    weights = {key: value.astype(dtype) for key, value in weights.items()}
+    if not shards:
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+        return directory
+    (directory / "model.safetensors").unlink()
+    keys, weight_map = sorted(weights), {}
+    for number, start in enumerate((0, len(keys) // 2), 1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        part = {key: weights[key] for key in keys[start : start + -(-len(keys) // 2)]}
+        weight_map |= dict.fromkeys(part, name)
+        save_file(part, directory / name, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / INDEX).write_text(json.dumps(index))
     return directory
 
 

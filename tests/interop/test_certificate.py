@@ -102,7 +102,7 @@ def test_an_export_that_differs_leaves_nothing(smolvlm, tmp_path, monkeypatch):
         **dict.fromkeys(("max_error_video", "max_error_text"), 0.0),
     }
     monkeypatch.setattr(certificate, "missing_packages", lambda needs: [])
-    monkeypatch.setattr(certificate, "verify", lambda folder, base: result)
+    monkeypatch.setattr(certificate, "verify", lambda folder, base, held_out: result)
     with pytest.raises(export.ExportDiffers, match="1 unexpected keys"):
         export.export(smolvlm, tmp_path / "out", say=lambda line: None)
     assert list(tmp_path.iterdir()) == []

@@ -51,7 +51,7 @@ def export_of(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(certificate, "missing_packages", lambda needs: ["torch"])
             if case == "cropped":
-                patch.setattr(trained, "FRAMES", {"fit": "center_crop", "rotate": 90})
+                patch.setattr(trained, "SQUARE", {"fit": "center_crop", "rotate": 90})
             export.export(workdir, folder / "out", SENTENCE_TRANSFORMERS, say=lambda line: None)
         return folder / "out"
 

@@ -81,7 +81,7 @@ def config_of(base, row, **tune):
 def verified_here(monkeypatch):
     """Certificates are measured in this process: starting PyTorch takes seconds."""
 
-    def verify(folder, base):
+    def verify(folder, base, held_out):
         name = certificate.form_of(folder).check.stem
         check = importlib.import_module(f"vtalign_jax.interop.torch_scripts.{name}")
         result = check.compare(folder, base)

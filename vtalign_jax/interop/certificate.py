@@ -9,17 +9,21 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.forms import FORMS, PEFT, SETTINGS, Form
 
 INPUTS, TENSORS = "certificate.json", "certificate.safetensors"
+EMBEDDED = "embedded.safetensors"  # what a check script makes of held-out clips
 MIN_COSINE = 0.9999  # float32 on both sides
+MOST_LOSS_RISE = 1.1
 _LIBRARIES = ("torch", "transformers", "peft", "sentence-transformers")  # as results name them
 _SIZES = ((96, 128), (120, 90), (64, 64))  # height, width: wide, tall, square
 _TEXTS = (
@@ -46,36 +50,86 @@ class Embeds(Protocol):
     """What the reference is made with: an `Aligner` that computes in float32."""
 
     def encode_clips(
-        self, frames: np.ndarray, frame_mask: np.ndarray | None, window_seconds: float
+        self, frames: Any, frame_mask: Any = None, window_seconds: Any = None
     ) -> np.ndarray: ...
 
     def encode_texts(self, texts: list[str]) -> np.ndarray: ...
+
+
+class Clips(Protocol):
+    """Validation clips, see `evaluation.held_out.HeldOut`."""
+
+    facts: dict[str, Any]
+    texts: list[str]
+
+    def pictures(self) -> tuple[Any, Any, Any]: ...
+
+    def write(self, folder: Path) -> None: ...
+
+    def recall(self, z_video: np.ndarray, z_text: np.ndarray) -> dict[str, float]: ...
 
 
 class CheckFailed(Exception):
     """The comparison could not run; the message is the last line of PyTorch's side."""
 
 
-def write_reference(folder: Path, aligner: Embeds, frames: int, window_seconds: float) -> None:
-    """Write the fixed clips and texts and our embeddings of them.
+class Reference(NamedTuple):
+    """Fixed clips and texts.
+
+    Attributes:
+      clips: uint8[F, H, W, 3] each.
+      masks: bool[F] each; the last clip has only half of its frames.
+      windows: seconds; the last clip's is longer by half.
+      texts: one of them longer than most `max_text_tokens`.
+    """
+
+    clips: list[np.ndarray]
+    masks: list[np.ndarray]
+    windows: list[float]
+    texts: list[str]
+
+    def embed(self, aligner: Embeds) -> dict[str, np.ndarray]:
+        """Return `z_video` and `z_text`, float32[N, E]."""
+        return {
+            "z_video": aligner.encode_clips(self.clips, self.masks, self.windows),
+            "z_text": aligner.encode_texts(self.texts),
+        }
+
+
+def make_reference(frames: int, window_seconds: float) -> Reference:
+    """Return the clips and texts that every certificate is made with.
 
     Args:
-      folder: the export.
-      aligner: embeds in float32.
-      frames: of a whole clip; the last clip has only half of them.
-      window_seconds: of a clip; the last one's is longer by half.
+      frames: of a whole clip.
+      window_seconds: of a clip.
     """
     clips = [_clip(i, frames, size) for i, size in enumerate(_SIZES)]
     masks = [np.ones(frames, bool) for _ in clips]
     masks[-1][1::2] = False
     windows = [window_seconds] * (len(clips) - 1) + [1.5 * window_seconds]
-    embeddings = [
-        aligner.encode_clips(clip[None], mask[None], window)
-        for clip, mask, window in zip(clips, masks, windows, strict=True)
-    ]
-    shown_at = (np.arange(frames) + 0.5) / frames  # of a window
-    inputs = {
-        "texts": list(_TEXTS),
+    return Reference(clips, masks, windows, list(_TEXTS))
+
+
+def write_reference(
+    folder: Path,
+    reference: Reference,
+    embeddings: Mapping[str, np.ndarray],
+    held_out: Clips | None = None,
+    **facts: Any,
+) -> None:
+    """Write clips, texts and our embeddings of them, without any result yet.
+
+    Args:
+      folder: the export.
+      reference: of `make_reference`.
+      embeddings: of `Reference.embed`; with `held_out` its `held_out_video` and `held_out_text`.
+      held_out: validation clips; only their facts are kept.
+      facts: JSON values.
+    """
+    clips, masks, windows, texts = reference
+    shown_at = (np.arange(len(masks[0])) + 0.5) / len(masks[0])  # of a window
+    inputs = facts | {
+        "texts": texts,
         "times": [
             np.round(shown_at[mask] * window, 6).tolist()
             for mask, window in zip(masks, windows, strict=True)
@@ -84,14 +138,69 @@ def write_reference(folder: Path, aligner: Embeds, frames: int, window_seconds: 
         "language": [
             {"clip": clip, "prompt": prompt, "answer": answer} for clip, prompt, answer in _LANGUAGE
         ],
+        "held_out": held_out and held_out.facts,
         "results": [],
     }
-    shown = [clip[mask] for clip, mask in zip(clips, masks, strict=True)]
-    tensors = {f"clip_{i}": clip for i, clip in enumerate(shown)}
-    tensors["z_video"] = np.concatenate(embeddings)
-    tensors["z_text"] = np.asarray(aligner.encode_texts(list(_TEXTS)))
-    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / TENSORS)
+    shown = {f"clip_{i}": x[mask] for i, (x, mask) in enumerate(zip(clips, masks, strict=True))}
+    tensors = {name: np.ascontiguousarray(x) for name, x in {**shown, **embeddings}.items()}
+    save_file(tensors, folder / TENSORS)
     (folder / INPUTS).write_text(json.dumps(inputs, indent=1))
+
+
+def embed_held_out(aligner: Embeds, held_out: Clips) -> dict[str, np.ndarray]:
+    """Return `held_out_video` and `held_out_text`, float32[N, E]."""
+    return {
+        "held_out_video": aligner.encode_clips(*held_out.pictures()),
+        "held_out_text": aligner.encode_texts(held_out.texts),
+    }
+
+
+def lowest_cosine(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the lowest cosine of two rows float32[N, E] of unit norm."""
+    return float(np.sum(np.multiply(one, other, dtype=np.float64), axis=1).min())
+
+
+def describe_rounding(
+    dtypes: tuple[str, ...],
+    error: float,
+    exact: Mapping[str, np.ndarray],
+    rounded: Mapping[str, np.ndarray],
+    computed: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """Return what rounding merged weights has cost, and whether it may.
+
+    It may cost what computing in bfloat16, as training does, costs the same clips and texts, or
+    what is within `MIN_COSINE`.
+
+    Args:
+      dtypes: of the merged weights.
+      error: see `merged.Rounding`.
+      exact: `z_video` and `z_text` of the trained model in float32.
+      rounded: those of the rounded weights in float32.
+      computed: those of the trained model, computed in bfloat16.
+    """
+    cosines = {name: lowest_cosine(exact[name], rounded[name]) for name in exact}
+    allowed = {name: min(MIN_COSINE, lowest_cosine(exact[name], computed[name])) for name in exact}
+    return {
+        "dtypes": list(dtypes),
+        "error": error,
+        **{name.replace("z_", "cosine_"): value for name, value in cosines.items()},
+        **{name.replace("z_", "allowed_"): value for name, value in allowed.items()},
+        "is_allowed": all(cosines[name] >= allowed[name] for name in exact),
+    }
+
+
+def say_rounding(rounding: dict[str, Any]) -> str:
+    """Return one line for a terminal."""
+    cost = ", ".join(
+        f"{name}s {rounding[f'cosine_{kind}']:.6f} (at least {rounding[f'allowed_{kind}']:.6f})"
+        for kind, name in (("video", "clip"), ("text", "text"))
+    )
+    line = (
+        f"merged weights are rounded to {', '.join(rounding['dtypes'])}, which loses "
+        f"{rounding['error']:.1%} of the update; lowest cosine with the adapter kept apart: {cost}"
+    )
+    return line if rounding["is_allowed"] else f"{line}; export with --format=peft instead"
 
 
 def missing_packages(needs: tuple[str, ...]) -> list[str]:
@@ -99,36 +208,68 @@ def missing_packages(needs: tuple[str, ...]) -> list[str]:
     return [name for name in needs if importlib.util.find_spec(name) is None]
 
 
-def form_of(folder: Path) -> Form:
-    """Return the form of an export; those of before there were several do not name theirs."""
-    return FORMS[json.loads((folder / SETTINGS).read_text()).get("form", PEFT)]
-
-
-def verify(folder: Path, base: str | None = None) -> dict[str, Any]:
-    """Compare in a subprocess, keep the figures in `certificate.json` and return them.
-
-    Args:
-      folder: an export.
-      base: directory or hub id of the base model; None takes the one that the export names.
+def check_verifiable(folder: Path) -> Form:
+    """Return the form of an export that can be verified here.
 
     Raises:
       UserError: not an export, or packages are missing.
-      CheckFailed: PyTorch's side raised.
     """
     if not (folder / INPUTS).exists():
         raise UserError(f"{folder} is not an export of launch/export.py (no {INPUTS} in it)")
     form = form_of(folder)
     if missing := missing_packages(form.needs):
         raise UserError(f"verifying needs {', '.join(missing)}; pip install {' '.join(missing)}")
+    return form
+
+
+def held_out_facts(folder: Path) -> dict[str, Any] | None:
+    """Return the facts of the validation clips that an export was made with."""
+    return json.loads((folder / INPUTS).read_text()).get("held_out")
+
+
+def form_of(folder: Path) -> Form:
+    """Return the form of an export; those of before there were several do not name theirs."""
+    return FORMS[json.loads((folder / SETTINGS).read_text()).get("form", PEFT)]
+
+
+def verify(folder: Path, base: str | None = None, held_out: Clips | None = None) -> dict[str, Any]:
+    """Compare in a subprocess, keep the figures in `certificate.json` and return them.
+
+    Args:
+      folder: an export.
+      base: directory or hub id of the base model; None takes the one that the export names.
+      held_out: the validation clips that the export was made with, if they are at hand.
+
+    Raises:
+      UserError: not an export, or packages are missing.
+      CheckFailed: PyTorch's side raised.
+    """
+    form = check_verifiable(folder)
     command = [sys.executable, str(form.check), str(folder), *([f"--base={base}"] if base else [])]
+    with tempfile.TemporaryDirectory() as clips:
+        if held_out is not None:
+            held_out.write(Path(clips))
+            command.append(f"--clips={clips}")
+        result = _run(command)
+        if held_out is not None:
+            theirs = load_file(Path(clips) / EMBEDDED)
+            ours = load_file(folder / TENSORS)
+            result["recall"] = {
+                "clips": len(held_out.texts),
+                "jax": held_out.recall(ours["held_out_video"], ours["held_out_text"]),
+                "export": held_out.recall(theirs["z_video"], theirs["z_text"]),
+            }
+    record(folder, result)
+    return result
+
+
+def _run(command: list[str]) -> dict[str, Any]:
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise CheckFailed(said[-1])
-    result = json.loads(done.stdout.strip().splitlines()[-1])
-    record(folder, result)
-    return result
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def record(folder: Path, result: dict[str, Any]) -> None:
@@ -148,6 +289,22 @@ def is_passed(result: dict[str, Any]) -> bool:
     """Return whether nothing was lost and every cosine reaches `MIN_COSINE`."""
     is_whole = not result["missing"] and not result["unexpected"]
     return is_whole and min(result["cosine_video"], result["cosine_text"]) >= MIN_COSINE
+
+
+def warnings(result: dict[str, Any]) -> list[str]:
+    """Return what is no error and yet wants to be known, a line each."""
+    spoken = result.get("language", {})
+    if "base" not in spoken:
+        return []
+    before, after = spoken["base"]["loss"], spoken["export"]["loss"]
+    if after <= MOST_LOSS_RISE * before:
+        return []
+    return [
+        f"the next-token loss of the fixed answers rose from {before:.3f} (base) to {after:.3f} "
+        f"({after / before - 1:+.0%}): the language model has drifted; a lower "
+        "config.optim.learning_rate, a lower config.tune.rank or fewer config.tune.text_blocks "
+        "keep more of it"
+    ]
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from vtalign_jax.interop import sentence_transformers_card
 SETTINGS = "vtalign.json"  # in every export
 PEFT, MERGED, SENTENCE_TRANSFORMERS = "peft", "merged", "sentence-transformers"
 WEIGHTS_FOLDER = "weights_folder"  # key of the settings, see `embedding_files.Parts`
+SQUARE = {"fit": "square", "rotate": 0}  # how frames were made square, where nothing says
 _SCRIPTS = Path(__file__).with_name("torch_scripts")
 
 

@@ -76,7 +76,8 @@ def write_weights(folder: Path, parts: Parts) -> Rounding:
     _copy_weights(parts.directory, folder)
     dtypes, errors, updates, count = set(), 0.0, 0.0, 0
     for key, tensor, exact in merged_tensors(parts.directory, parts.adapter, parts.scale):
-        stored = exact.astype(tensor.dtype)
+        with np.errstate(over="ignore"):  # looked for below
+            stored = exact.astype(tensor.dtype)
         before, after = tensor.array(), stored.astype(np.float32)
         if not np.isfinite(after).all():
             raise UserError(f"{key}: the merged weights are not finite in {stored.dtype}")

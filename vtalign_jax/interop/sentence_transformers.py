@@ -54,7 +54,7 @@ def is_routed(settings: Mapping[str, Any]) -> bool:
     return settings["heads"]["video"] != settings["heads"]["text"]
 
 
-def write(folder: Path, parts: Parts) -> None:
+def write(folder: Path, parts: Parts) -> merged.Rounding:
     """Write the merged base, its processor replaced, and the modules around it.
 
     Args:
@@ -68,7 +68,10 @@ def write(folder: Path, parts: Parts) -> None:
     chain = [("router", "")] if is_routed(settings) else _chain("")
     if is_routed(settings):
         settings[WEIGHTS_FOLDER] = "transformer"
-    _write_transformer(folder / settings.get(WEIGHTS_FOLDER, ""), parts)
+    place = folder / settings.get(WEIGHTS_FOLDER, "")
+    place.mkdir(exist_ok=True)
+    rounding = merged.write_weights(place, parts)
+    _write_transformer(place, parts)
     pooling = {
         "embedding_dimension": head[settings["heads"]["text"][0]].shape[1],
         "pooling_mode": _POOLING[settings["pooling"]],
@@ -92,6 +95,7 @@ def write(folder: Path, parts: Parts) -> None:
         "similarity_fn_name": "cosine",
     }
     _write_json(folder / "config_sentence_transformers.json", about)
+    return rounding
 
 
 def _chain(suffix: str, transformer: str = "") -> list[tuple[str, str]]:
@@ -106,8 +110,6 @@ def _chain(suffix: str, transformer: str = "") -> list[tuple[str, str]]:
 
 
 def _write_transformer(folder: Path, parts: Parts) -> None:
-    folder.mkdir(exist_ok=True)
-    merged.write_weights(folder, parts)
     for name in _COPIED:
         if (parts.directory / name).is_file():
             shutil.copyfile(parts.directory / name, folder / name)

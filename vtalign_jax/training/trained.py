@@ -12,12 +12,11 @@ from vtalign_jax.config import Config, resolve
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import converted, embedding_files, peft
 from vtalign_jax.interop.base_files import TINY, base_fingerprint
-from vtalign_jax.interop.forms import PEFT, SETTINGS
+from vtalign_jax.interop.forms import PEFT, SETTINGS, SQUARE
 from vtalign_jax.training import checkpoint
 from vtalign_jax.training.assemble import Assembly, assemble
 
 WINDOW_SECONDS = 4.0  # of a clip, where a checkpoint does not say
-FRAMES = {"fit": "square", "rotate": 0}  # how they were made square, where it does not say
 
 
 class Origin(NamedTuple):
@@ -81,7 +80,7 @@ def load_trained(path: str | Path, base: str = "", *, needs_hugging_face: bool =
         "metrics": checkpoint.read_metrics(folder),
         "window_seconds": extra.get("window_seconds", WINDOW_SECONDS),
         "fingerprints": extra["fingerprints"],
-        **{name: extra.get(name, default) for name, default in FRAMES.items()},
+        **{name: extra.get(name, default) for name, default in SQUARE.items()},
     }
     config = with_base(config, wanted(base or config.model.base))
     assembly = assemble(config)
@@ -93,7 +92,7 @@ def load_trained(path: str | Path, base: str = "", *, needs_hugging_face: bool =
 
 def _load_export(export: Path, base: str, wanted: Callable[[str], str]) -> Trained:
     settings = embedding_files.read_settings(export)
-    source, facts = f"export {export}", FRAMES | settings["trained"]
+    source, facts = f"export {export}", SQUARE | settings["trained"]
     config = _without_matching(resolve(settings["config"]))
     if settings["form"] != PEFT:
         return _load_merged(export, base, settings | {"trained": facts}, config)
