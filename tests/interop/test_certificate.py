@@ -11,8 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.commands import ROOT, one_error_line, run
+from tests.fake_hub import TOKEN, fake_hub
 from tests.hidden_packages import hiding
 from tests.interop.checkpoints import make_config, write_base, write_checkpoint
+from tests.pipeline.clip_fixtures import jpeg, make_clip, write_dataset
 from vtalign_jax import export
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import certificate, embedding_files, forms, model_card, peft
@@ -117,11 +119,24 @@ def test_a_pytorch_that_cannot_load_it_leaves_an_unverified_export(smolvlm, tmp_
     assert f"**UNVERIFIED**: {unverified}" in (tmp_path / "out" / model_card.CARD).read_text()
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Validation clips of one colour each, at the model's size."""
+    folder, size = tmp_path_factory.mktemp("data"), 64
+    clips = [
+        make_clip(f"r{n}", "S1", 9.0, f"do {n}", frames=[jpeg((40 * n, 99, 9), size)] * 4)
+        for n in range(6)
+    ]
+    write_dataset(folder, {"val": clips}, image_size=size)
+    return folder
+
+
 @pytest.mark.parity
-def test_export_then_verify_where_there_is_no_jax(smolvlm, tmp_path):
+def test_export_then_verify_where_there_is_no_jax_and_push(smolvlm, dataset, tmp_path):
     workdir = smolvlm.parent / "run"
     out = tmp_path / "out"
-    output = run(tmp_path, "launch/export.py", f"--checkpoint={workdir}", f"--out={out}")
+    arguments = (f"--checkpoint={workdir}", f"--out={out}", f"--dataset={dataset}")
+    output = run(tmp_path, "launch/export.py", *arguments)
     assert f"checkpoints/7 (the best of {workdir}: val/recall@5 0.7500)" in output
     assert "lowest cosine 1.00000" in output
     assert output.splitlines()[-1] == f"next: python launch/evaluate.py --checkpoint={out}"
@@ -129,15 +144,69 @@ def test_export_then_verify_where_there_is_no_jax(smolvlm, tmp_path):
     assert "| passed |" in card
     assert "UNVERIFIED" not in card
     assert "val/recall@5 0.7500" in card
-    stored = certificate.results(out)
+    assert f"Recall on 6 clips of the validation split ({dataset}, val;" in card
+    (stored,) = certificate.results(out)
+    assert stored["recall"]["clips"] == 6
+    assert stored["recall"]["jax"] == stored["recall"]["export"]
+    held_out = {name for name in load_file(out / certificate.TENSORS) if "clip" in name}
+    assert held_out == {"clip_0", "clip_1", "clip_2"}  # the fixed ones: no frames of the dataset
+    without = {key: value for key, value in stored.items() if key != "recall"}
+    certificate.record(out, without)
+    assert certificate.results(out) == [stored]  # recall stays where a dataset is not at hand
     script = f"""{hiding("jax", "flax", "orbax")}
 import runpy
-sys.argv = ["export.py", "--verify={out}"]
+sys.argv = ["export.py", "--verify={out}", "--push_to_hub=org/name", "--private"]
 runpy.run_path("launch/export.py", run_name="__main__")
 """
-    output = run(tmp_path, "-c", script, PYTHONPATH=str(ROOT))
-    assert output.splitlines()[-1] == f"verified; the figures are in {out / 'README.md'}"
-    assert certificate.results(out) == stored  # replaced, not added
+    with fake_hub() as served:
+        output = run(tmp_path, "-c", script, PYTHONPATH=str(ROOT), **served.environment())
+        assert f"comparing recall on the 6 clips of {dataset}" in output
+        assert f"verified; the figures are in {out / 'README.md'}" in output
+        assert output.splitlines()[-1] == f"pushed to {served.address}/org/name"
+        assert TOKEN not in output
+        pushed = served.repositories["org/name"]
+        assert pushed["private"]
+        assert pushed["files"] == {file.name: file.read_bytes() for file in out.iterdir()}
+    assert certificate.results(out) == [stored]  # replaced, not added
+
+
+def test_what_the_model_says_is_compared_and_a_rise_of_the_loss_warned_of(export_of):
+    from vtalign_jax.interop.torch_scripts import check
+
+    spoken = check.compare(export_of("idefics3"))["language"]
+    for side in ("base", "export"):
+        assert len(spoken[side]["said"]) == 5
+        assert 4.0 < spoken[side]["loss"] < 12.0  # log(1024) is 6.9
+    assert spoken["base"]["loss"] != spoken["export"]["loss"]
+    risen = {"base": {"loss": 2.0}, "export": {"loss": 2.3}}
+    (line,) = certificate.warnings({"language": risen})
+    assert "rose from 2.000 (base) to 2.300 (+15%)" in line
+    for knob in ("learning_rate", "rank", "text_blocks"):
+        assert knob in line
+    risen["export"]["loss"] = 2.19
+    assert certificate.warnings({"language": risen}) == []
+    assert certificate.warnings({}) == []
+
+
+def test_recall_is_left_out_where_the_dataset_cannot_be_read(tmp_path):
+    facts = {"dataset": str(tmp_path / "moved"), "split": "val"}
+    for dataset, named, expected in (
+        (None, "--dataset=any", "was exported without validation clips"),
+        (tmp_path / "moved", "", "moved is not here; name it with --dataset"),
+        (tmp_path, "", "reading the dataset needs tensorflow_datasets"),
+    ):
+        held_out = facts | {"dataset": str(dataset)} if dataset else None
+        (tmp_path / certificate.INPUTS).write_text(json.dumps({"held_out": held_out}))
+        script = f"""{hiding("tensorflow_datasets")}
+import runpy
+from pathlib import Path
+made = runpy.run_path("launch/export.py")
+try:
+    assert made["_held_out"](Path("{tmp_path}"), "{named}") is None
+except made["UserError"] as error:
+    print(error)
+"""
+        assert expected in run(tmp_path, "-c", script, PYTHONPATH=str(ROOT))
 
 
 def test_user_errors_end_with_one_line_and_code_2(tmp_path):
@@ -146,6 +215,7 @@ def test_user_errors_end_with_one_line_and_code_2(tmp_path):
         ((f"--checkpoint={tmp_path}",), "--out is missing"),
         ((f"--checkpoint={tmp_path}/no", f"--out={tmp_path}/out"), "no such checkpoint"),
         ((f"--checkpoint={tmp_path}", "--format=onnx"), "peft"),
+        (("--push_to_hub=name",), "give organisation/name"),
     ):
         assert message in one_error_line(run(tmp_path, "launch/export.py", *arguments, code=2))
     with pytest.raises(UserError, match="not an export"):

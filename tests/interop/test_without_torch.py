@@ -21,7 +21,7 @@ for command in ("prepare", "train", "evaluate"):
     runpy.run_path(f"launch/{{command}}.py")
     for flag in list(flags.FLAGS.flags_by_module_dict()["<run_path>"]):
         delattr(flags.FLAGS, flag.name)
-sys.argv = ["export.py", "--checkpoint={workdir}", "--out={out}"]
+sys.argv = ["export.py", "--checkpoint={workdir}", "--out={out}", "--push_to_hub=org/name"]
 try:
     runpy.run_path("launch/export.py", run_name="__main__")
 finally:
@@ -30,17 +30,20 @@ finally:
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        env=environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
+        env=environment(tmp_path) | {"PYTHONPATH": str(ROOT), "HF_TOKEN": "hf_any"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[-4] == f"wrote {out}"
-    assert lines[-3].startswith("UNVERIFIED: torch, peft not installed")
-    assert lines[-2].strip() == f"python launch/export.py --verify={out}"
+    assert lines[-3] == f"wrote {out}"
+    assert lines[-2].startswith("UNVERIFIED: torch, peft not installed")
+    assert lines[-1].strip() == f"python launch/export.py --verify={out}"
+    (refused,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert f"{out} is UNVERIFIED" in refused
+    assert "was not pushed" in refused
     card = pathlib.Path(out, "README.md").read_text()
     assert "**UNVERIFIED**: torch, peft not installed where it was written." in card
     assert "python launch/export.py --verify=" in card

@@ -273,9 +273,18 @@ def _run(command: list[str]) -> dict[str, Any]:
 
 
 def record(folder: Path, result: dict[str, Any]) -> None:
-    """Keep a result in `certificate.json`, in place of an earlier one with the same libraries."""
+    """Keep a result in `certificate.json`, in place of an earlier one with the same libraries.
+
+    What the earlier one found with a dataset or base that is not at hand this time stays.
+    """
     inputs = json.loads((folder / INPUTS).read_text())
+    before = [r for r in inputs["results"] if _libraries(r) == _libraries(result)]
     others = [r for r in inputs["results"] if _libraries(r) != _libraries(result)]
+    for earlier in before:
+        if "recall" in earlier:
+            result = {"recall": earlier["recall"], **result}
+        if "base_absent" in result.get("language", {}):
+            result = result | {"language": earlier["language"]}
     inputs["results"] = [*others, result]
     (folder / INPUTS).write_text(json.dumps(inputs, indent=1))
 
