@@ -214,8 +214,8 @@ def write(folder: Path, parts: Parts) -> None:
     if not any(".lora_" in key for key in parts.adapter):
         raise UserError(
             "this checkpoint has no LoRA, so there is no adapter to export; train with "
-            "config.tune.text_blocks of 1 or more, or export with --format=merged (of a merged "
-            "export, name the run instead)"
+            "config.tune.text_blocks of 1 or more, or export with --format=merged or "
+            "--format=sentence-transformers (of a merged export, name the run instead)"
         )
     # PEFT and transformers look at the metadata's format before they read.
     save_file(parts.adapter, folder / ADAPTER, metadata={"format": "pt"})
