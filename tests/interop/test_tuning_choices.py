@@ -104,7 +104,7 @@ def test_a_choice_trains_and_every_export_of_it_gives_its_embeddings(
     monkeypatch.setattr(export, "Aligner", lambda *_: aligner)  # compiles once for all forms
     for form in FORMS:
         if form == PEFT and not any("lora" in path for path in trained.params):
-            with pytest.raises(UserError, match=r"no LoRA, .*merged or --format=sentence-transformers"):
+            with pytest.raises(UserError, match=r"no LoRA, .*merged or --format=sentence-t"):
                 export.export(workdir, tmp_path / form, form, say=lambda line: None)
             continue
         unverified = export.export(workdir, tmp_path / form, form, say=lambda line: None)
