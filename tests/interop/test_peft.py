@@ -16,6 +16,7 @@ from vtalign_jax.config import TuneConfig, resolve
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import certificate, embedding_files, peft
 from vtalign_jax.interop.folders import new_folder
+from vtalign_jax.interop.forms import FORMS
 from vtalign_jax.models import parameters
 from vtalign_jax.models.aligner import AlignerModel
 from vtalign_jax.models.configuration import SmolVLMConfig
@@ -173,9 +174,10 @@ def test_a_base_of_the_hub_is_named_by_its_id(base, tmp_path, monkeypatch):
 
 def test_an_untrained_adapter_is_refused_and_leaves_nothing(base, tmp_path):
     workdir = write_checkpoint(tmp_path / "run", make_config(base), lora_b=0.0)
-    with pytest.raises(UserError, match=r"LoRA B is zero in 9 of 9 layers .*train longer"):
-        export.export(workdir, tmp_path / "exports" / "out")
-    assert list((tmp_path / "exports").iterdir()) == []
+    for form in FORMS:
+        with pytest.raises(UserError, match=r"LoRA B is zero in 9 of 9 layers .*train longer"):
+            export.export(workdir, tmp_path / "exports" / "out", form, say=lambda line: None)
+        assert list((tmp_path / "exports").iterdir()) == []
 
 
 def test_one_zero_lora_b_missing_head_and_nan_are_refused(base, workdir):
@@ -204,6 +206,36 @@ def test_a_key_of_the_tower_or_of_no_layer_is_refused(base, workdir, module):
     wrong = {f"base_model.model.{module}.lora_{x}.weight": np.ones((3, 3)) for x in "AB"}
     with pytest.raises(UserError, match=re.escape(module)):
         peft.check(adapter | wrong, base)
+
+
+def test_text_rules_that_match_the_tower_too_are_refused(base, workdir, monkeypatch, tmp_path):
+    suffixes = r"^.*\.(q_proj|k_proj|v_proj|o_proj|proj)$"  # what PEFT's list of names would match
+    monkeypatch.setattr(peft, "target_pattern", lambda modules: suffixes)
+    with pytest.raises(UserError, match=r"placed in the vision tower, .*vision_model"):
+        export.export(workdir, tmp_path / "out", say=lambda line: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_key_matched_twice_is_refused(base, workdir):
+    trained, adapter, _ = _parts(workdir)
+    keys = peft.adapter_keys(trained.params, trained.assembly.trainable | trained.assembly.frozen)
+    q, k = (f"base.text_model.tuned_layers.self_attn.{x}_proj.lora_a" for x in "qk")
+    with pytest.raises(UserError, match=r"q_proj\.lora_A\.weight is matched by two trained leaves"):
+        peft.adapter_tensors(trained.params, keys | {k: keys[q]})
+    module = "base_model.model.model.connector.modality_projection.proj"
+    shape = [adapter[f"{module}.lora_{x}.weight"].shape[i] for i, x in enumerate("BA")]
+    with pytest.raises(UserError, match="both adapted and replaced"):
+        peft.check(adapter | {f"{module}.weight": np.ones(shape)}, base)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint_without_a_head_is_refused(base, workdir, tmp_path, monkeypatch, form):
+    whole = load_trained(workdir)
+    params = {path: x for path, x in whole.params.items() if not path.startswith("head.")}
+    monkeypatch.setattr(export, "load_trained", lambda *_, **__: whole._replace(params=params))
+    with pytest.raises(UserError, match="no projection head"):
+        export.export(workdir, tmp_path / "out", form, say=lambda line: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_base_is_refused(base, workdir, tmp_path):

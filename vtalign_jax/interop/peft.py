@@ -197,7 +197,12 @@ def check(adapter: Mapping[str, np.ndarray], base_directory: Path) -> None:
     pattern = target_pattern(targets)
     matched = {module for module in matrices if re.fullmatch(pattern, module)}
     tower = {module for module in {*matched, *replaced} if module.startswith(_TOWER)}
-    wrong = sorted(foreign | tower | (matched ^ targets))
+    if tower:
+        raise UserError(
+            f"the adapter would be placed in the vision tower, which is not trained: "
+            f"{', '.join(sorted(tower)[:4])}"
+        )
+    wrong = sorted(foreign | (matched ^ targets))
     if wrong:
         raise UserError(
             f"the adapter does not fit the linear layers of {base_directory}: "
