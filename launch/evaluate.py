@@ -125,11 +125,14 @@ def _scores(
     evaluator = Evaluator(assembly.bind, mesh, split, tokenizer, config, say)
     say(f"loading the base from {assembly.directory}")
     untrained, frozen = load(assembly, mesh)
-    say(f"evaluating the base, then the checkpoint, on {len(split):,} clips: compiling first")
-    zero_shot, _ = evaluator.score_untrained(untrained, frozen)
+    rows = {"chance": evaluator.chance()}
+    if trained.is_merged:
+        say(f"evaluating {len(split):,} clips (the export has no base for zero_shot): compiling")
+    else:
+        say(f"evaluating the base, then the checkpoint, on {len(split):,} clips: compiling first")
+        rows["zero_shot"], _ = evaluator.score_untrained(untrained, frozen)
     params = jax.device_put(trained.params, NamedSharding(mesh, sharding.WHOLE))
-    found = evaluator.score(params, frozen)
-    return {"chance": evaluator.chance(), "zero_shot": zero_shot, "checkpoint": found}
+    return rows | {"checkpoint": evaluator.score(params, frozen)}
 
 
 def _without_nan(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.pipeline.clip_fixtures import FRAMES, jpeg, make_clips, write_dataset
 from vtalign_jax import config as config_lib
+from vtalign_jax import export
 from vtalign_jax.evaluation.choice import choice_chance, make_questions
 from vtalign_jax.evaluation.retrieval import chance_metrics
 from vtalign_jax.interop.base_files import base_fingerprint
@@ -19,6 +20,7 @@ from vtalign_jax.pipeline.dataset import open_split
 from vtalign_jax.pipeline.texts import evaluation_identity
 from vtalign_jax.training.assemble import assemble
 from vtalign_jax.training.checkpoint import METRIC, Checkpoints
+from vtalign_jax.training.trained import load_trained
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZE = 64  # pixels, of the tiny base
@@ -96,6 +98,19 @@ def test_json_holds_the_same_numbers_for_any_checkpoint_and_dataset(workdir, tmp
     assert not found["parent_text"]
     assert found["rows"]["zero_shot"].keys() == found["rows"]["checkpoint"].keys()
     assert found["rows"]["zero_shot"] != found["rows"]["checkpoint"]
+
+
+def test_a_merged_export_is_scored_and_has_no_base_to_compare_with(workdir, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    export.write(out, load_trained(workdir), "merged")
+    done = _evaluate(f"--checkpoint={out}", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["source"] == f"export {out}"
+    assert found["rows"].keys() == {"chance", "checkpoint"}
+    assert found["rows"]["checkpoint"]["clips"] == 16
+    assert "the export has no base for zero_shot" in done.stderr
 
 
 def test_several_datasets_with_parent_texts_are_scored_by_the_texts_shown(workdir):
