@@ -96,7 +96,7 @@ def test_every_class_loads_it_and_its_connector_gives_what_ours_does(made):
     _, workdir, out, _ = made
     frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     pixels = torch.tensor(frames).permute(0, 3, 1, 2) / 127.5 - 1
-    found = load_merged.load(str(out), pixels)
+    found = load_merged.load(str(out), pixels, torch.ones(1, 64, 48))
     assert found["is_named_class"]
     assert found["is_equal"]
     lost = found["lost"]
@@ -110,7 +110,7 @@ def test_every_class_loads_it_and_its_connector_gives_what_ours_does(made):
     _, frozen = assemble.load(trained.assembly, make_mesh(MeshConfig(1, 1), jax.devices()[:1]))
     model = trained.assembly.bind({**frozen, **trained.params}).base
     ours = np.asarray(model.image_features(normalise(frames[None])))[0]
-    theirs = np.array(found["connector"])
+    theirs = np.array(found["features"])
     assert np.abs(theirs - ours.reshape(theirs.shape)).max() < 1e-5 * np.abs(theirs).max()
 
 

@@ -13,12 +13,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
 
 from tests.interop.checkpoints import make_config, write_base, write_checkpoint  # noqa: E402
 from vtalign_jax.interop import certificate  # noqa: E402
+from vtalign_jax.interop.forms import FORMS, MERGED, PEFT  # noqa: E402
 
 CASES = {
     "LoRA on the connector, shared head, last token": {},
@@ -27,10 +31,13 @@ CASES = {
         "tune": {"connector": "full", "mlp": True},
     },
 }
-CHECK = ROOT / "vtalign_jax" / "interop" / "torch_scripts" / "check.py"
-HEADER = """| base | tuned | transformers, peft | lowest cosine, clips | texts | largest error \
+HEADER = """| base | tuned | form | versions | lowest cosine, clips | texts | largest error \
 | lost keys | with the library's own positions |
-|---|---|---|---|---|---|---|---|"""
+|---|---|---|---|---|---|---|---|---|"""
+CHECK = FORMS[MERGED].check  # the same script checks both forms
+WIDTH = 48  # of the tiny base's tower
+MOST_ERROR = 1e-5
+LOADERS = Path(__file__).with_name("load_merged.py")
 
 
 def main() -> None:
@@ -41,23 +48,49 @@ def main() -> None:
     for architecture in ("smolvlm", "idefics3"):
         for name, sections in CASES.items():
             with tempfile.TemporaryDirectory() as folder:
-                export = make_export(Path(folder), architecture, sections)
-                found = [*certificate.results(export), run_json([old, CHECK, export])]
-            for result in found:
-                is_passed &= certificate.is_passed(result)
-                print(row(architecture, name, result), flush=True)
+                base = write_base(Path(folder, "base"), architecture)
+                workdir = write_checkpoint(Path(folder, "run"), make_config(base, **sections))
+                for form in (PEFT, MERGED):
+                    export = make_export(workdir, form)
+                    found = [*certificate.results(export), run_json([old, CHECK, export])]
+                    for result in found:
+                        is_passed &= certificate.is_passed(result)
+                        print(row(architecture, name, form, result), flush=True)
+                is_passed &= is_loaded_alike(export, [sys.executable, old])
     sys.exit(0 if is_passed else 1)
 
 
-def make_export(folder: Path, architecture: str, sections: dict) -> Path:
-    """Return an export of a random base, made and verified by the command."""
-    base = write_base(folder / "base", architecture)
-    workdir = write_checkpoint(folder / "run", make_config(base, **sections))
-    command = ["launch/export.py", f"--checkpoint={workdir}", f"--out={folder / 'out'}"]
+def make_export(workdir: Path, form: str) -> Path:
+    """Return an export of a checkpoint, made and verified by the command."""
+    out = workdir.parent / form
+    command = ["launch/export.py", f"--checkpoint={workdir}", f"--format={form}", f"--out={out}"]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     if done.returncode or "UNVERIFIED" in done.stdout:
         sys.exit(done.stdout + done.stderr)
-    return folder / "out"
+    return out
+
+
+def is_loaded_alike(export: Path, pythons: list) -> bool:
+    """Print and return whether every class loads a merged export, and connectors agree."""
+    rng = np.random.default_rng(0)
+    pixels, states = rng.uniform(-1, 1, (2, 3, 64, 64)), rng.standard_normal((2, 64, WIDTH))
+    inputs = export.parent / "inputs.safetensors"
+    given = {"pixels": pixels, "states": states}
+    save_file({name: x.astype(np.float32) for name, x in given.items()}, inputs)
+    found = [run_json([python, LOADERS, export, inputs]) for python in pythons]
+    states = [np.array(one.pop("connector")) for one in found]
+    features = [np.array(one.pop("features")) for one in found]
+    error = np.abs(states[0] - states[1]).max() / np.abs(states[0]).max()
+    moved = np.abs(features[0] - features[1]).max() / np.abs(features[0]).max()
+    is_alike = found[0] == found[1] and error < MOST_ERROR
+    is_alike &= all(one["is_named_class"] and one["is_equal"] for one in found)
+    print(f"loaded as {', '.join(found[1]['classes'])}: {'alike' if is_alike else found}")
+    print(
+        f"connector, oldest against newest: {error:.1e}; behind the tower, whose patches it "
+        f"may place elsewhere: {moved:.1e}",
+        flush=True,
+    )
+    return is_alike
 
 
 def run_json(command: list) -> dict:
@@ -68,11 +101,11 @@ def run_json(command: list) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def row(architecture: str, name: str, result: dict) -> str:
+def row(architecture: str, name: str, form: str, result: dict) -> str:
     """Return one line of the table."""
     error = max(result["max_error_video"], result["max_error_text"])
     return (
-        f"| {architecture} | {name} | {result['transformers']}, {result['peft']} | "
+        f"| {architecture} | {name} | {form} | {certificate.libraries(result)} | "
         f"{result['cosine_video']:.7f} | {result['cosine_text']:.7f} | {error:.1e} | "
         f"{len(result['missing']) + len(result['unexpected'])} | "
         f"{result['cosine_video_unrepaired']:.4f} |"

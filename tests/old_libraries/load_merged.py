@@ -1,9 +1,9 @@
 """Loads a `merged` export in every way that the next training stages do.
 
-    python load_merged.py EXPORT PIXELS
+    python load_merged.py EXPORT INPUTS
 
-PIXELS is a safetensors file with `pixels` float32[F, 3, H, W]. Prints one JSON object with what the
-connector of AutoModel makes of them. Runs alone, in any environment with torch and transformers.
+INPUTS is a safetensors file with `pixels` float32[F, 3, H, W] and `states` float32[F, P, V]. Prints
+one JSON object. Runs alone, in any environment with torch and transformers.
 """
 
 import json
@@ -17,11 +17,18 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 def main() -> None:
     """Load and print."""
-    print(json.dumps(load(sys.argv[1], load_file(sys.argv[2])["pixels"])))
+    print(json.dumps(load(sys.argv[1], **load_file(sys.argv[2]))))
 
 
-def load(export: str, pixels: torch.Tensor) -> dict:
-    """Return class names, lost keys and the connector's output as nested lists."""
+def load(export: str, pixels: torch.Tensor, states: torch.Tensor) -> dict:
+    """Return class names, lost keys and the outputs of AutoModel's connector, as nested lists.
+
+    Args:
+      export: the folder.
+      pixels: go through AutoModel's tower first, which gives `features`; some versions place its
+        patches elsewhere.
+      states: go into the connector of each model, which gives `connector`.
+    """
     loaded = {"AutoModel": AutoModel, "generation": AutoModelForImageTextToText}
     loaded = {name: load_with(kind, export) for name, kind in loaded.items()}
     model, generation = (loaded[name][0] for name in ("AutoModel", "generation"))
@@ -30,15 +37,16 @@ def load(export: str, pixels: torch.Tensor) -> dict:
     named = getattr(transformers, generation.config.architectures[0])
     processor = AutoProcessor.from_pretrained(export)
     with torch.no_grad():
-        states = model.vision_model(pixel_values=pixels).last_hidden_state
-        out = {name: m.connector(states) for name, m in (("AutoModel", model),)}
-        same = generation.model.connector(states), subclass.model.connector(states)
+        found = model.connector(states)
+        others = generation.model.connector(states), subclass.model.connector(states)
+        features = model.connector(model.vision_model(pixel_values=pixels).last_hidden_state)
     return {
         "classes": [type(m).__name__ for m in (model, generation, processor)],
         "is_named_class": isinstance(generation, named),
-        "is_equal": all(torch.equal(out["AutoModel"], other) for other in same),
+        "is_equal": all(torch.equal(found, other) for other in others),
         "lost": {name: lost for name, (_, lost) in loaded.items()} | {"subclass": lost},
-        "connector": out["AutoModel"].tolist(),
+        "connector": found.tolist(),
+        "features": features.tolist(),
     }
 
 
