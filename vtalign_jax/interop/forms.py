@@ -63,6 +63,7 @@ _UNREPAIRED_NOTE = """*Unrepaired*: a clip with the positions that this transfor
 image patches (see above)."""
 
 _PEFT_USE = f"""Needs `torch`, `transformers` (4.57.1 or newer), `peft` (0.11.1 or newer), `pillow`.
+In this folder (of the hub: `hf download ORGANISATION/NAME --local-dir .`):
 
 {_EMBED.format(arguments='base="path or hub id", ')}
 
@@ -79,7 +80,8 @@ model = PeftModel.from_pretrained(base, ".")
 Use this class, not `AutoModel`: the modules of the latter have other names, and PEFT then loads
 nothing, with no more than a warning. {_REPAIR}"""
 
-_MERGED_USE = f"""Needs `torch`, `transformers` (4.57.1 or newer), `pillow`.
+_MERGED_USE = f"""Needs `torch`, `transformers` (4.57.1 or newer), `pillow`. In this folder (of the
+hub: `hf download ORGANISATION/NAME --local-dir .`):
 
 {_EMBED.format(arguments="")}
 
