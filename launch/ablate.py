@@ -81,7 +81,7 @@ def _varied() -> tuple[str, list[str]]:
         raise UserError("--presets and --vary both say what differs between runs; give one of them")
     if _VARY.value is not None:
         return ablation.parse_vary(_VARY.value)
-    return "objective.preset", _PRESETS.value or list(PRESETS)
+    return "objective.preset", list(PRESETS) if _PRESETS.value is None else _PRESETS.value
 
 
 def _seeds() -> list[int]:

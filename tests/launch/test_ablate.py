@@ -142,6 +142,8 @@ def test_sigterm_reaches_the_run_and_the_same_command_goes_on(tmp, dataset):
         (["--presets=plan", "--vary=tune.rank=2,3"], "give one of them"),
         (["--config.train.seed=4"], "--config.train.seed is for all runs, --seeds for each"),
         (["--seeds=a"], "--seeds=a"),
+        (["--seeds="], "no seed is named"),
+        (["--presets="], "no value is named"),
     ],
 )
 def test_a_users_mistake_ends_in_one_line_before_anything_runs(tmp, dataset, more, told):

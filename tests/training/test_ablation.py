@@ -63,6 +63,10 @@ def test_a_value_has_the_type_of_its_field(field, value, expected):
         ("train.epochs", ["2.5"], [0], "must be int"),
         ("train.epochs", ["2", "2"], [0], "value 2 is named twice"),
         ("train.epochs", ["2"], [1, 1], "seed 1 is named twice"),
+        ("tune.alpha", ["8", "8.0"], [0], "values 8 and 8.0 of tune.alpha are the same"),
+        ("objective.preset", [], [0], "no value is named"),
+        ("train.epochs", ["2"], [], "no seed is named"),
+        ("train.seed", ["2"], [0], "is what --seeds is for"),
         ("train.epochs", ["2"], [-1], "config.train.seed must lie in"),
     ],
 )

@@ -103,14 +103,21 @@ def make_runs(
       out: folder of the workdirs.
 
     Raises:
-      UserError: no such field, a value that it cannot have, or one named twice.
+      UserError: no such field, a value that it cannot have, one named twice, or none at all.
     """
+    if field == "train.seed":
+        raise UserError("--vary=train.seed=... is what --seeds is for; name the seeds there")
     for what, given in (("value", values), ("seed", seeds)):
+        if not given:
+            raise UserError(f"no {what} is named, so there is nothing to train; name one or more")
         if repeated := [one for one in given if list(given).count(one) > 1]:
             raise UserError(f"{what} {repeated[0]} is named twice; name it once")
     runs = []
+    first: dict[Config, str] = {}
     for value in values:
         varied = _with_field(config, field, value)
+        if (same := first.setdefault(varied, value)) != value:
+            raise UserError(f"values {same} and {value} of {field} are the same; name one of them")
         for seed in seeds:
             seeded = _with_field(varied, "train.seed", str(seed))
             runs.append(Run(value, seed, f"{out}/{value.replace('/', '_')}-{seed}", seeded))
