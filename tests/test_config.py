@@ -57,6 +57,10 @@ def test_pretrain_is_the_plan_and_so_are_the_defaults():
         ("optim", "learning_rat", 1e-3, "unknown config field config.optim.learning_rat"),
         ("optim", "learning_rate", "fast", "config.optim.learning_rate must be float"),
         ("optim", "learning_rate", float("nan"), "config.optim.learning_rate must lie in"),
+        ("optim", "learning_rate", float("inf"), "config.optim.learning_rate must lie in"),
+        ("optim", "weight_decay", float("inf"), "config.optim.weight_decay must lie in"),
+        ("tune", "alpha", float("inf"), "config.tune.alpha must lie in"),
+        ("train", "contrastive_batch", 1, "config.train.contrastive_batch must lie in [2, "),
         ("objective", "same_recording_weight", 1.5, "must lie in [0.0, 1.0]"),
         ("tune", "connector", "both", "must be one of frozen, lora, full"),
         ("train", "epochs", True, "config.train.epochs must be int"),
@@ -89,6 +93,23 @@ def test_adapters_on_the_mlp_of_no_block_are_warned_of():
     (told,) = warnings(resolve({"tune": tune}))
     assert "config.tune.mlp changes nothing" in told
     assert warnings(resolve({"tune": tune | {"text_blocks": 1}})) == []
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        ({"contrastive_batch": 32, "microbatch": 32}, "config.train.microbatch=32 changes nothing"),
+        ({"keep_prefix": "host"}, "config.train.keep_prefix=host changes nothing"),
+    ],
+)
+def test_settings_of_a_streamed_step_are_warned_of_where_none_is_streamed(train, told):
+    (line,) = warnings(resolve({"train": train}))
+    assert told in line
+
+
+def test_settings_of_a_step_that_is_streamed_are_not_warned_of():
+    train = {"contrastive_batch": 32, "microbatch": 31, "keep_prefix": "host"}
+    assert warnings(resolve({"train": train})) == []
 
 
 def test_an_unknown_section_is_named():

@@ -148,7 +148,7 @@ _RANGES = {  # field: lowest and highest value allowed, both included
     "model.temperature_init": (0.01, 10.0),
     "tune.text_blocks": (0, 1000),
     "tune.rank": (1, 4096),
-    "tune.alpha": (1e-6, _INF),
+    "tune.alpha": (1e-6, 1e6),
     "tune.dropout": (0.0, 0.99),
     "data.frames": (1, 64),
     "data.max_text_tokens": (8, 4096),
@@ -162,13 +162,13 @@ _RANGES = {  # field: lowest and highest value allowed, both included
     "objective.itm_weight": (0.0, 1e6),
     "objective.caption_weight": (0.0, 1e6),
     "objective.similar_text_threshold": (0.0, 1.0),
-    "optim.learning_rate": (0.0, _INF),
+    "optim.learning_rate": (0.0, 1e6),
     "optim.warmup_fraction": (0.0, 1.0),
-    "optim.weight_decay": (0.0, _INF),
-    "optim.clip_norm": (1e-12, _INF),
+    "optim.weight_decay": (0.0, 1e6),
+    "optim.clip_norm": (1e-12, _INF),  # infinity: no clipping
     "optim.b1": (0.0, 0.9999999),
     "optim.b2": (0.0, 0.9999999),
-    "train.contrastive_batch": (1, 2**24),
+    "train.contrastive_batch": (2, 2**24),  # a pair alone has no negative: nothing to learn
     "train.microbatch": (0, 2**24),
     "train.epochs": (1, 10**6),
     "train.eval_every_epochs": (1, 10**6),
@@ -238,7 +238,21 @@ def warnings(config: Config) -> list[str]:
         )
     if config.tune.mlp and not config.tune.text_blocks:
         found.append("config.tune.mlp changes nothing without config.tune.text_blocks of 1 or more")
-    return found
+    return found + _microbatch_warnings(config.train)
+
+
+def _microbatch_warnings(train: TrainConfig) -> list[str]:
+    if train.microbatch >= train.contrastive_batch:
+        return [
+            f"config.train.microbatch={train.microbatch} changes nothing: a step has "
+            f"config.train.contrastive_batch={train.contrastive_batch} pairs, all of them at once"
+        ]
+    if train.keep_prefix != TrainConfig.keep_prefix and not train.microbatch:
+        return [
+            f"config.train.keep_prefix={train.keep_prefix} changes nothing without "
+            "config.train.microbatch of 1 or more"
+        ]
+    return []
 
 
 def _refuse_unknown(given: dict, known: dict, prefix: str) -> None:
