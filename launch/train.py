@@ -22,6 +22,7 @@ from vtalign_jax import commandline, sharding
 from vtalign_jax.config import Config, resolve, warnings
 from vtalign_jax.evaluation.embed import Evaluator, Parameters
 from vtalign_jax.interop.base_files import base_fingerprint
+from vtalign_jax.interop.forms import SQUARE
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.objectives.negatives import compares_texts
 from vtalign_jax.pipeline.dataset import ClipSplit, check_leakage, open_split
@@ -167,8 +168,8 @@ def _clip_facts(split: ClipSplit) -> dict[str, Any]:
             "warning: the clips were made square in several ways (fit and rotate in prepare.json); "
             "exports and vt.Aligner will squeeze theirs, vt.Aligner.load(fit=, rotate=) says else"
         )
-    fit, rotate = split.square or ("square", 0)
-    return {"window_seconds": split.window_seconds, "fit": fit, "rotate": rotate}
+    square = dict(zip(SQUARE, split.square, strict=True)) if split.square else SQUARE
+    return {"window_seconds": split.window_seconds, **square}
 
 
 def _record_start(

@@ -6,11 +6,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import ml_dtypes  # noqa: F401, gives NumPy its bfloat16
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 
-from vtalign_jax import sharding
+from vtalign_jax import export, sharding
 from vtalign_jax.config import Config, resolve, to_dict
+from vtalign_jax.interop import certificate
 from vtalign_jax.interop.base_files import INDEX, base_fingerprint
+from vtalign_jax.interop.forms import PEFT
 from vtalign_jax.interop.tiny import write_tiny_checkpoint
 from vtalign_jax.training import optim
 from vtalign_jax.training.assemble import assemble
@@ -46,18 +49,9 @@ def write_base(
         _edit(directory / "tokenizer.json", _without_global_image)
         _edit(directory / "tokenizer_config.json", _without_global_image)
     weights = {key: value.astype(dtype) for key, value in weights.items()}
-    if not shards:
-        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-        return directory
-    (directory / "model.safetensors").unlink()
-    keys, weight_map = sorted(weights), {}
-    for number, start in enumerate((0, len(keys) // 2), 1):
-        name = f"model-0000{number}-of-00002.safetensors"
-        part = {key: weights[key] for key in keys[start : start + -(-len(keys) // 2)]}
-        weight_map |= dict.fromkeys(part, name)
-        save_file(part, directory / name, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": weight_map}
-    (directory / INDEX).write_text(json.dumps(index))
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    if shards:
+        split_weights(directory)
     return directory
 
 
@@ -102,15 +96,25 @@ def write_checkpoint(workdir: Path, config: Config, *, lora_b: float = 0.2) -> P
     return workdir
 
 
+def export_unverified(workdir: Path, out: Path, form: str = PEFT) -> Path:
+    """Export as where there is no PyTorch to compare with; return the folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certificate, "missing_packages", lambda needs: ["torch"])
+        unverified = export.export(workdir, out, form, say=lambda line: None)
+    assert "torch" in unverified
+    return out
+
+
 def split_weights(directory: Path) -> None:
     """Split the weights into two files with an index, as transformers does."""
     tensors = load_file(directory / "model.safetensors")
     names, weight_map = sorted(tensors), {}
     for number, part in enumerate((names[::2], names[1::2]), start=1):
         file = f"model-{number:05d}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, directory / file)
+        stored = {name: tensors[name] for name in part}
+        save_file(stored, directory / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(part, file))
-    (directory / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (directory / "model.safetensors").unlink()
 
 

@@ -12,10 +12,8 @@ from PIL import Image
 
 from tests.commands import run
 from tests.hidden_packages import hiding
-from tests.interop.checkpoints import make_config, write_base, write_checkpoint
-from vtalign_jax import export
+from tests.interop.checkpoints import export_unverified, make_config, write_base, write_checkpoint
 from vtalign_jax.dst.images import FITS, ROTATIONS, make_square
-from vtalign_jax.interop import certificate
 from vtalign_jax.interop.forms import MERGED, PEFT
 from vtalign_jax.training import trained
 
@@ -49,10 +47,8 @@ def export_of(tmp_path_factory):
     @functools.cache
     def make(form):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(certificate, "missing_packages", lambda needs: ["torch"])
             patch.setattr(trained, "SQUARE", {"fit": "center_crop", "rotate": 90})
-            export.export(workdir, folder / form, form, say=lambda line: None)
-        return folder / form
+            return export_unverified(workdir, folder / form, form)
 
     return make
 

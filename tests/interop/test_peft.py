@@ -10,7 +10,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import vtalign_jax as vt
-from tests.interop.checkpoints import make_config, write_base, write_checkpoint
+from tests.interop.checkpoints import export_unverified, make_config, write_base, write_checkpoint
 from vtalign_jax import export
 from vtalign_jax.config import TuneConfig, resolve
 from vtalign_jax.errors import UserError
@@ -49,11 +49,7 @@ def workdir(base, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(workdir, tmp_path_factory):
-    out = tmp_path_factory.mktemp("exports") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(certificate, "missing_packages", lambda needs: ["torch"])
-        export.export(workdir, out, say=lambda line: None)
-    return out
+    return export_unverified(workdir, tmp_path_factory.mktemp("exports") / "out")
 
 
 def _parts(workdir):

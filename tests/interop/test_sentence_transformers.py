@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.interop.checkpoints import FRAMES, make_config, write_base, write_checkpoint
+from tests.interop.checkpoints import (
+    FRAMES,
+    export_unverified,
+    make_config,
+    write_base,
+    write_checkpoint,
+)
 from vtalign_jax import export
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import certificate
@@ -49,11 +55,9 @@ def export_of(tmp_path_factory):
             _as_instruct(base)
         workdir = write_checkpoint(folder / "run", make_config(base, **CASES[case]))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(certificate, "missing_packages", lambda needs: ["torch"])
             if case == "cropped":
                 patch.setattr(trained, "SQUARE", {"fit": "center_crop", "rotate": 90})
-            export.export(workdir, folder / "out", SENTENCE_TRANSFORMERS, say=lambda line: None)
-        return folder / "out"
+            return export_unverified(workdir, folder / "out", SENTENCE_TRANSFORMERS)
 
     return make
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.interop.checkpoints import make_config, write_base, write_checkpoint
-from vtalign_jax import export
+from tests.interop.checkpoints import export_unverified, make_config, write_base, write_checkpoint
 from vtalign_jax.config import MeshConfig
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop import certificate, peft
+from vtalign_jax.interop import peft
 from vtalign_jax.interop.forms import MERGED, SETTINGS
 from vtalign_jax.sharding import make_mesh
 from vtalign_jax.training.assemble import assemble, load
@@ -33,11 +32,7 @@ def workdir(base, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(workdir, tmp_path_factory):
-    out = tmp_path_factory.mktemp("exports") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(certificate, "missing_packages", lambda needs: ["torch"])
-        export.export(workdir, out, say=lambda line: None)
-    return out
+    return export_unverified(workdir, tmp_path_factory.mktemp("exports") / "out")
 
 
 @pytest.fixture

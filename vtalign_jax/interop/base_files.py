@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from vtalign_jax.errors import UserError
 TINY = "tiny"
 INDEX = "model.safetensors.index.json"
 CONVERTED = "vtalign_base.json"  # in a folder of launch/convert.py
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -83,6 +92,13 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {file}: {error}; download it again") from None
+
+
+def copy_files(directory: Path, folder: Path, names: Iterable[str]) -> None:
+    """Copy those of the named files that a base has."""
+    for name in names:
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, folder / name)
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:

@@ -119,6 +119,26 @@ def read_head(folder: Path) -> dict[str, np.ndarray]:
     return head_leaves(read_tensors(folder / HEAD))
 
 
+def fitting_leaves(
+    folder: Path, leaves: Mapping[str, np.ndarray], wanted: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Return the leaves as `{path: float32}` in the order of `wanted`.
+
+    Args:
+      folder: the export they were read from.
+      leaves: as read.
+      wanted: the trainable leaves, `{path: jax.ShapeDtypeStruct}`; no JAX is imported here.
+
+    Raises:
+      UserError: some are missing, unexpected or of another shape.
+    """
+    wrong = sorted(wanted.keys() ^ leaves.keys())
+    wrong += [p for p in wanted if p in leaves and leaves[p].shape != wanted[p].shape]
+    if wrong:
+        raise UserError(f"{folder} does not fit its {SETTINGS}: {', '.join(wrong[:4])}")
+    return {path: np.array(leaves[path], np.float32, order="C") for path in wanted}
+
+
 def read_tensors(file: Path) -> dict[str, np.ndarray]:
     """Return the tensors of an export's file.
 

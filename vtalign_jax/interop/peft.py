@@ -8,7 +8,6 @@ Source: PEFT's checkpoint format, https://huggingface.co/docs/peft/developer_gui
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,15 @@ from safetensors.numpy import save_file
 
 from vtalign_jax.config import TuneConfig
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop.base_files import stored_tensors
+from vtalign_jax.interop.base_files import TOKENIZER_FILES, copy_files, stored_tensors
 from vtalign_jax.interop.embedding_files import (
     BASE,
     Parts,
     check_finite,
+    fitting_leaves,
     read_head,
     read_tensors,
 )
-from vtalign_jax.interop.forms import SETTINGS
 from vtalign_jax.interop.weights import hugging_face_sources
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -36,12 +35,7 @@ _PREFIX = "base_model.model."
 _LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "kernel": "weight"}
 _TOWER = "model.vision_model."
 _COPIED = (  # of the base, where it has them
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
+    *TOKENIZER_FILES,
     "chat_template.json",
     "chat_template.jinja",
     "preprocessor_config.json",
@@ -226,9 +220,7 @@ def write(folder: Path, parts: Parts) -> None:
     save_file(parts.adapter, folder / ADAPTER, metadata={"format": "pt"})
     configuration = adapter_config(parts.adapter, parts.tune, parts.settings["base"])
     (folder / ADAPTER_CONFIG).write_text(json.dumps(configuration, indent=2))
-    for name in _COPIED:
-        if (parts.directory / name).is_file():
-            shutil.copyfile(parts.directory / name, folder / name)
+    copy_files(parts.directory, folder, _COPIED)
 
 
 def read(
@@ -246,15 +238,11 @@ def read(
     Raises:
       UserError: a file is missing or damaged, or its keys do not fit.
     """
-    paths = list(paths)
-    keys = adapter_keys(paths, shapes)
+    wanted = {path: shapes[path] for path in paths}
+    keys = adapter_keys(wanted, shapes)
     tensors = read_tensors(folder / ADAPTER)
     leaves = adapter_leaves(tensors, keys, shapes) | read_head(folder)
-    wrong = sorted(set(paths) ^ set(leaves))
-    wrong += [p for p in paths if p in leaves and leaves[p].shape != shapes[p].shape]
-    if wrong:
-        raise UserError(f"{folder} does not fit its {SETTINGS}: {', '.join(wrong[:4])}")
-    return {path: np.array(leaves[path], np.float32, order="C") for path in paths}
+    return fitting_leaves(folder, leaves, wanted)
 
 
 def module_of(key: str) -> str:

@@ -11,7 +11,6 @@ Source: the files that sentence-transformers 6.2 saves and loads.
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from vtalign_jax.interop import merged
-from vtalign_jax.interop.base_files import read_json
+from vtalign_jax.interop.base_files import TOKENIZER_FILES, copy_files, read_json
 from vtalign_jax.interop.embedding_files import Parts
 from vtalign_jax.interop.forms import WEIGHTS_FOLDER
 from vtalign_jax.interop.processor_files import CHAT_TEMPLATE, processor_files
@@ -34,15 +33,6 @@ _MODULES = {
     "normalize": "sentence_transformers.base.modules.normalize.Normalize",
     "router": "sentence_transformers.base.modules.router.Router",
 }
-_COPIED = (  # of the base, where it has them
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 _EMBEDDING = {
     "module_input_name": "sentence_embedding",
     "module_output_name": "sentence_embedding",
@@ -110,9 +100,7 @@ def _chain(suffix: str, transformer: str = "") -> list[tuple[str, str]]:
 
 
 def _write_transformer(folder: Path, parts: Parts) -> None:
-    for name in _COPIED:
-        if (parts.directory / name).is_file():
-            shutil.copyfile(parts.directory / name, folder / name)
+    copy_files(parts.directory, folder, ("config.json", *TOKENIZER_FILES))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     sampling = {
         "do_sample_frames": False,

@@ -12,7 +12,7 @@ from vtalign_jax.config import Config, resolve
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import converted, embedding_files, peft
 from vtalign_jax.interop.base_files import TINY, base_fingerprint
-from vtalign_jax.interop.forms import PEFT, SETTINGS, SQUARE
+from vtalign_jax.interop.forms import PEFT, SETTINGS, SQUARE, WEIGHTS_FOLDER
 from vtalign_jax.training import checkpoint
 from vtalign_jax.training.assemble import Assembly, assemble
 
@@ -110,7 +110,7 @@ def _load_merged(export: Path, base: str, settings: dict[str, Any], config: Conf
             f"the export {export} holds its own weights; leave --base out (to train on from it, "
             "name it as --config.model.base)"
         )
-    directory = export / settings.get("weights_folder", "")
+    directory = export / settings.get(WEIGHTS_FOLDER, "")
     if base_fingerprint(directory) != settings["weights"]:
         raise UserError(
             f"the weights, config.json or tokenizer.json in {directory} are not those that were "
@@ -119,17 +119,8 @@ def _load_merged(export: Path, base: str, settings: dict[str, Any], config: Conf
     tune = dataclasses.replace(config.tune, connector="frozen", text_blocks=0)
     folder = dataclasses.replace(with_base(config, str(directory)), tune=tune)
     assembly = assemble(folder)
-    params = embedding_files.read_head(export)
-    wrong = sorted(
-        path
-        for path in params.keys() | assembly.trainable.keys()
-        if path not in params
-        or path not in assembly.trainable
-        or params[path].shape != assembly.trainable[path].shape
-    )
-    if wrong:
-        raise UserError(f"{export} does not fit its {SETTINGS}: {', '.join(wrong[:4])}")
-    params = {path: np.array(x, np.float32, order="C") for path, x in params.items()}
+    head = embedding_files.read_head(export)
+    params = embedding_files.fitting_leaves(export, head, assembly.trainable)
     origin = Origin(settings["base"], config)
     return Trained(folder, assembly, params, f"export {export}", settings["trained"], origin, True)
 
