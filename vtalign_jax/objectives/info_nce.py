@@ -1,8 +1,9 @@
 """Weighted InfoNCE over the global batch, a tile of pairs at a time.
 
-Neither the forward nor the backward pass holds a [B, B] array: each device sweeps over the columns
-for its own rows, keeps the logarithms of the sums, and computes each tile again for the gradient.
-(Chunking the forward pass alone would not do: autodiff keeps every chunk.)
+Memory does not grow with the square of the batch, forward or backward: each device sweeps over the
+columns for its own rows and keeps the logarithms of the sums, and for the gradient as many tiles as
+`KEPT` allows; the others are computed again. (Chunking the forward pass alone would not do:
+autodiff keeps every chunk.)
 """
 
 import functools
@@ -18,6 +19,7 @@ from vtalign_jax.config import ObjectiveConfig
 from vtalign_jax.objectives import negatives
 
 TILE = 2**22  # pairs in a tile: 16 MiB of float32
+KEPT = 2**26  # pairs kept from forward to backward on a device: 256 MiB
 _PRECISION = jax.lax.Precision.HIGHEST  # a TPU's default float32 product is one bfloat16 pass
 
 
@@ -63,7 +65,9 @@ class Sums(NamedTuple):
     text_right: jax.Array
 
 
-def make_info_nce(objective: ObjectiveConfig, mesh: Mesh, tile: int = TILE) -> Callable:
+def make_info_nce(
+    objective: ObjectiveConfig, mesh: Mesh, tile: int = TILE, kept: int = KEPT
+) -> Callable:
     """Return `info_nce(z_video, z_text, temperature, identity) -> float32[]` of a global batch.
 
     Embeddings and identity arrays are split by rows over the mesh. Texts and identities are
@@ -73,17 +77,18 @@ def make_info_nce(objective: ObjectiveConfig, mesh: Mesh, tile: int = TILE) -> C
     Args:
       objective: weights of the pair classes.
       mesh: over whose devices the rows are split.
-      tile: most pairs whose scores exist at once on a device.
+      tile: most pairs in a tile on a device.
+      kept: most pairs whose scores a device keeps for the gradient; others are computed again.
     """
     axes = mesh.axis_names
     rows, whole = PartitionSpec(axes), PartitionSpec()
-    sweep = _Sweep(objective, axes, tile)
-    by_rows = Sums(rows, whole, rows, whole)
+    sweep = _Sweep(objective, axes, tile, kept)
+    residuals = _Residuals(Sums(rows, whole, rows, whole), PartitionSpec(None, axes))
     shard = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
-    forward = shard(sweep.forward, in_specs=(rows, rows, whole, rows), out_specs=(whole, by_rows))
+    forward = shard(sweep.forward, in_specs=(rows, rows, whole, rows), out_specs=(whole, residuals))
     backward = shard(
         sweep.backward,
-        in_specs=(rows, rows, whole, rows, by_rows, whole),
+        in_specs=(rows, rows, whole, rows, residuals, whole),
         out_specs=(rows, rows, whole),
     )
 
@@ -94,53 +99,71 @@ def make_info_nce(objective: ObjectiveConfig, mesh: Mesh, tile: int = TILE) -> C
         return forward(z_video, z_text, temperature, identity)[0]
 
     def keep(*inputs: object) -> tuple:
-        loss, sums = forward(*inputs)
-        return loss, (inputs, sums)
+        loss, residuals = forward(*inputs)
+        return loss, (inputs, residuals)
 
     def differentiate(kept: tuple, cotangent: jax.Array) -> tuple:
-        inputs, sums = kept
-        return *backward(*inputs, sums, cotangent), None
+        inputs, residuals = kept
+        return *backward(*inputs, residuals, cotangent), None
 
     info_nce.defvjp(keep, differentiate)
     return info_nce
 
 
+class _Residuals(NamedTuple):
+    """What the gradient needs beside the inputs.
+
+    Attributes:
+      sums: logarithms of the sums.
+      tiles: float32[K, B, C], s + log w of the first K tiles.
+    """
+
+    sums: Sums
+    tiles: jax.Array
+
+
 class _Sweep:
     """One device's part: its rows against all columns, a tile of columns at a time."""
 
-    def __init__(self, objective: ObjectiveConfig, axes: tuple[str, ...], tile: int) -> None:
-        self._objective, self._axes, self._tile = objective, axes, tile
+    def __init__(
+        self, objective: ObjectiveConfig, axes: tuple[str, ...], tile: int, kept: int
+    ) -> None:
+        self._objective, self._axes, self._tile, self._kept = objective, axes, tile, kept
         # Otherwise the only right answer of a row is its own, and the logarithm its very score.
         self._many = negatives.same_text_policy(objective) == "multi_positive"
 
     def forward(
         self, z_video: jax.Array, z_text: jax.Array, temperature: jax.Array, identity: Identity
-    ) -> tuple[jax.Array, Sums]:
+    ) -> tuple[jax.Array, _Residuals]:
         """Return the loss and what its gradient needs."""
         texts, columns, mask = self._gather(z_text, identity)
-        rows = z_video.shape[0]
+        rows = len(z_video)
 
-        def body(carry: tuple, chunk: tuple) -> tuple:
-            scores, weighted, right = self._tile_of(z_video, identity, temperature, chunk)
+        def body(keeps: bool, carry: tuple, chunk: tuple) -> tuple:
+            weighted = self._weighted(z_video, identity, temperature, chunk)
+            right = negatives.is_positive(identity, chunk[1], self._objective)
             over_texts, answers = carry
             found = [_LogSum.over(weighted, axis=0)]
             if self._many:
-                allowed = jnp.where(right, scores, -jnp.inf)
+                allowed = jnp.where(right, weighted, -jnp.inf)
                 found.append(_LogSum.over(allowed, axis=0))
                 answers = answers.plus(_LogSum.over(allowed, axis=1))
             else:
                 # Taken from the tile: a product of its own would round differently from the same
                 # score in the sum, and a row without negatives would not lose exactly 0.
-                answers += jnp.sum(jnp.where(right, scores, 0.0), axis=1)
-            return (over_texts.plus(_LogSum.over(weighted, axis=1)), answers), tuple(found)
+                answers += jnp.sum(jnp.where(right, weighted, 0.0), axis=1)
+            carry = over_texts.plus(_LogSum.over(weighted, axis=1)), answers
+            return carry, (tuple(found), weighted if keeps else None)
 
         nothing = _LogSum.empty(rows)
-        start = (nothing, nothing if self._many else jnp.zeros(rows, jnp.float32))
-        (by_video, answers), by_text = jax.lax.scan(body, start, (texts, columns))
-        count = mask.shape[0]
-        found = [_LogSum(*(x.reshape(-1)[:count] for x in part)) for part in by_text]
+        carry = (nothing, nothing if self._many else jnp.zeros(rows, jnp.float32))
+        first, rest = self._split(rows, (texts, columns))
+        carry, (by_text, tiles) = jax.lax.scan(functools.partial(body, True), carry, first)
+        carry, (more, _) = jax.lax.scan(functools.partial(body, False), carry, rest)
+        by_video, answers = carry
+        joined = jax.tree.map(lambda x, y: _unchunked(x, y, len(mask)), by_text, more)
         video = [_masked(by_video.value(), identity.row_mask)]
-        text = [_masked(part.across(self._axes).value(), mask) for part in found]
+        text = [_masked(part.across(self._axes).value(), mask) for part in joined]
         if self._many:
             video.append(_masked(answers.value(), identity.row_mask))
         else:
@@ -149,7 +172,7 @@ class _Sweep:
         sums = Sums(video[0], text[0], video[1], text[1])
         total = jax.lax.psum(jnp.sum(sums.video - sums.video_right), self._axes)
         total += jnp.sum(sums.text - sums.text_right)
-        return total / _count(mask), sums
+        return total / _count(mask), _Residuals(sums, tiles)
 
     def backward(
         self,
@@ -157,35 +180,39 @@ class _Sweep:
         z_text: jax.Array,
         temperature: jax.Array,
         identity: Identity,
-        sums: Sums,
+        residuals: _Residuals,
         cotangent: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return the gradient to this device's embeddings and to the temperature."""
         texts, columns, mask = self._gather(z_text, identity)
+        sums, tiles = residuals
         by_column = [chunked(x, texts.shape[1]) for x in (sums.text, sums.text_right)]
-        scale = cotangent / _count(mask)
 
-        def body(carry: tuple, chunk: tuple) -> tuple:
+        def body(to_video: jax.Array, tile: tuple) -> tuple:
+            chunk, weighted = tile
+            if weighted is None:
+                weighted = self._weighted(z_video, identity, temperature, chunk)
+            right = negatives.is_positive(identity, chunk[1], self._objective)
             text_sum, text_right = chunk[2]
-            scores, weighted, right = self._tile_of(z_video, identity, temperature, chunk)
             slope = jnp.exp(weighted - sums.video[:, None]) + jnp.exp(weighted - text_sum)
             if self._many:
-                answers = jnp.exp(scores - sums.video_right[:, None])
-                answers += jnp.exp(scores - text_right)
+                answers = jnp.exp(weighted - sums.video_right[:, None])
+                answers += jnp.exp(weighted - text_right)
                 slope -= jnp.where(right, answers, 0.0)
             else:
                 slope -= jnp.where(right, 2.0, 0.0)
-            to_video = jnp.einsum("BC,CE->BE", slope, chunk[0], precision=_PRECISION)
-            to_text = jnp.einsum("BC,BE->CE", slope, z_video, precision=_PRECISION)
-            return (carry[0] + to_video, carry[1] + jnp.sum(slope * scores)), to_text
+            to_video += jnp.einsum("BC,CE->BE", slope, chunk[0], precision=_PRECISION)
+            return to_video, jnp.einsum("BC,BE->CE", slope, z_video, precision=_PRECISION)
 
-        start = (jnp.zeros_like(z_video), jnp.zeros((), z_video.dtype))
-        (to_video, slopes), to_text = jax.lax.scan(body, start, (texts, columns, by_column))
-        to_text = to_text.reshape(-1, to_text.shape[-1])[: mask.shape[0]]
+        first, rest = self._split(len(z_video), (texts, columns, by_column))
+        to_video, to_text = jax.lax.scan(body, jnp.zeros_like(z_video), (first, tiles))
+        to_video, more = jax.lax.scan(body, to_video, (rest, None))
+        to_text = _unchunked(to_text, more, len(mask))
         to_text = jax.lax.psum_scatter(to_text, self._axes, scatter_dimension=0, tiled=True)
-        to_temperature = -jax.lax.psum(slopes, self._axes) / temperature
-        scaled = scale / temperature
-        return to_video * scaled, to_text * scaled, to_temperature * scale
+        scale = cotangent / _count(mask) / temperature
+        # The sum of slope * score: each score is the product of an embedding with a column.
+        slopes = jax.lax.psum(jnp.sum(to_video * z_video), self._axes) / temperature
+        return to_video * scale, to_text * scale, -slopes * scale
 
     def _gather(
         self, z_text: jax.Array, identity: Identity
@@ -202,14 +229,19 @@ class _Sweep:
         texts, columns = jax.tree.map(lambda x: chunked(x, size), gathered)
         return texts, columns, gathered[1].row_mask
 
-    def _tile_of(
+    def _split(self, rows: int, chunks: tuple) -> tuple[tuple, tuple]:
+        """Return the chunks whose tiles are kept and the others, of [K, C, ...] arrays."""
+        size = chunks[0].shape[1]
+        count = self._kept // max(rows * size, 1)
+        return jax.tree.map(lambda x: x[:count], chunks), jax.tree.map(lambda x: x[count:], chunks)
+
+    def _weighted(
         self, z_video: jax.Array, identity: Identity, temperature: jax.Array, chunk: tuple
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return s, s + log w and the right answers of a tile: [b, C] each."""
+    ) -> jax.Array:
+        """Return s + log w of a tile: [b, C]; a right answer weighs 1."""
         text, columns = chunk[:2]
         scores = jnp.einsum("BE,CE->BC", z_video, text, precision=_PRECISION) / temperature
-        weighted = scores + negatives.log_weights(identity, columns, self._objective)
-        return scores, weighted, negatives.is_positive(identity, columns, self._objective)
+        return scores + negatives.log_weights(identity, columns, self._objective)
 
 
 class _LogSum(NamedTuple):
@@ -261,3 +293,9 @@ def chunked(x: jax.Array, size: int) -> jax.Array:
     missing = -x.shape[0] % size
     filled = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
     return filled.reshape(len(filled) // size, size, *x.shape[1:])  # an array may be empty
+
+
+def _unchunked(first: jax.Array, rest: jax.Array, count: int) -> jax.Array:
+    """Return [count, ...] for [K, size, ...] and [L, size, ...] in this order."""
+    joined = jnp.concatenate([first, rest])
+    return joined.reshape(-1, *joined.shape[2:])[:count]

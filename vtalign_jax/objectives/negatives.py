@@ -4,6 +4,7 @@ Source: pretraining plan, section 6.1. All of it is computed on the device from 
 of `Identity`, a tile at a time; no [B, B] matrix ever enters or leaves it.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,10 +88,10 @@ def log_weights(rows: Identity, columns: Identity, objective: ObjectiveConfig) -
 
 def is_positive(rows: Identity, columns: Identity, objective: ObjectiveConfig) -> jax.Array:
     """Return where a column is a right answer of its row: bool[Br, Bc]."""
-    right = ["positive"]
+    fits = _equal(rows, columns, "record")
     if same_text_policy(objective) == "multi_positive":
-        right.append("same_text")
-    return select(rows, columns, objective, [name in right for name in CLASSES])
+        fits |= _equal(rows, columns, "text")
+    return fits & _both_real(rows, columns)
 
 
 def select(
@@ -114,10 +115,7 @@ def _conditions(
     rows: Identity, columns: Identity, objective: ObjectiveConfig
 ) -> dict[str, jax.Array]:
     """Return where each class but the first fits, in the order of `CLASSES`: bool[Br, Bc] each."""
-
-    def equal(field: str) -> jax.Array:
-        return getattr(rows, field)[:, None] == getattr(columns, field)[None, :]
-
+    equal = functools.partial(_equal, rows, columns)
     same_recording = equal("recording")
     distance = jnp.abs(rows.order[:, None] - columns.order[None, :])
     starts = jnp.maximum(rows.window[:, None, 0], columns.window[None, :, 0])
@@ -134,8 +132,16 @@ def _conditions(
     if same_text_policy(objective) != "negative":
         fits["same_text"] = equal("text")
     fits["positive"] = equal("record")
-    fits["padding"] = ~(rows.row_mask[:, None] & columns.row_mask[None, :])
+    fits["padding"] = ~_both_real(rows, columns)
     return fits
+
+
+def _equal(rows: Identity, columns: Identity, field: str) -> jax.Array:
+    return getattr(rows, field)[:, None] == getattr(columns, field)[None, :]
+
+
+def _both_real(rows: Identity, columns: Identity) -> jax.Array:
+    return rows.row_mask[:, None] & columns.row_mask[None, :]
 
 
 def _is_ancestor(rows: Identity, columns: Identity) -> jax.Array:
