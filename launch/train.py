@@ -3,10 +3,12 @@ r"""Train: adapt SmolVLM to a dataset of clips and texts.
     python launch/train.py --config=configs/pretrain.py --workdir=runs/pretrain \
         [--config.optim.learning_rate=3e-5]
 
-The same command resumes from the newest checkpoint of the workdir. SIGTERM saves and ends.
+The same command resumes from the newest checkpoint of the workdir. SIGTERM and Ctrl-C save and end;
+a second Ctrl-C ends at once. vtalign_jax/config.py lists the fields of a configuration.
 """
 
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,8 @@ from vtalign_jax.objectives.negatives import compares_texts
 from vtalign_jax.pipeline.dataset import ClipSplit, check_leakage, open_split
 from vtalign_jax.pipeline.loader import make_loader, train_order
 from vtalign_jax.pipeline.mixture import describe, epoch_counts
+from vtalign_jax.pipeline.order import BatchOrder
+from vtalign_jax.pipeline.texts import cut_texts
 from vtalign_jax.training import manifest, optim, trainable
 from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.grad_cache import StreamedStep
@@ -52,7 +56,7 @@ def main() -> None:
     for line in warnings(config):
         _say(f"warning: {line}")
     workdir = _WORKDIR.value or f"runs/{Path(flags.FLAGS['config'].config_filename).stem}"
-    is_terminated = _catch_sigterm()
+    received = _catch_sigterm()
 
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch("train.contrastive_batch", config.train.contrastive_batch, mesh)
@@ -65,7 +69,7 @@ def main() -> None:
         f"{workdir}: {order.epoch_records:,} clips to train on and {len(val_split):,} to validate, "
         f"{config.train.epochs} epochs of {epoch_steps:,} steps, {mesh.size} device(s)"
     )
-    _say_mixture(train_split, val_split, config)
+    _say_mixture(order, train_split, val_split, config)
 
     model = assemble(config)
     counts = {
@@ -74,6 +78,7 @@ def main() -> None:
     }
     _say("training {trainable_parameters:,} of {total_parameters:,} parameters".format(**counts))
     tokenizer = ClipTokenizer(model.directory)
+    _say_cut_texts(train_split, tokenizer, config)
     evaluator = Evaluator(model.bind, mesh, val_split, tokenizer, config, _say)
     base = base_fingerprint(model.directory)
     fingerprints = manifest.Fingerprints(base, train_split.fingerprint)
@@ -111,6 +116,7 @@ def main() -> None:
     )
     if not is_over:
         _say("compiling the training step")
+    _catch_first_interrupt(received)
     metrics, waiting_since = {}, time.perf_counter()
     for step, batch in batches:
         session.progress.advance(_lost_seconds(waiting_since, metrics))
@@ -126,11 +132,11 @@ def main() -> None:
             session.log(done, metrics, described)
             for line in mask_log.warnings():
                 session.progress.say(line)
-        is_ending = is_terminated()
+        is_ending = bool(received)
         if session.is_evaluation_due(done):
             session.evaluated(done, evaluator.score(state.params, frozen), state)
             session.progress.say(mask_log.line())
-            is_ending = is_terminated()  # saved already
+            is_ending = bool(received)  # saved already
         elif session.is_save_due(done) or is_ending:
             session.save(done, state)
         if is_ending or session.is_over(done):
@@ -140,6 +146,8 @@ def main() -> None:
     mask_log.close()
     session.close()
     _say(session.summary())
+    if signal.SIGINT in received:
+        sys.exit(128 + signal.SIGINT)  # as a shell reports it, whose loops then end too
 
 
 def _lost_seconds(waiting_since: float, metrics: dict[str, jax.Array]) -> float:
@@ -153,12 +161,32 @@ def _lost_seconds(waiting_since: float, metrics: dict[str, jax.Array]) -> float:
     return waited if all(value.is_ready() for value in metrics.values()) else 0.0
 
 
-def _say_mixture(train_split: ClipSplit, val_split: ClipSplit, config: Config) -> None:
-    """Say how much of each dataset is read, where there are several."""
+def _say_mixture(
+    order: BatchOrder, train_split: ClipSplit, val_split: ClipSplit, config: Config
+) -> None:
+    """Say how much of each dataset is read, where there are several; warn if it fills no batch."""
     if len(train_split.sizes) > 1:
         taken = epoch_counts(train_split.sizes, config.data.weights)
         _say(f"an epoch takes {describe(train_split.sizes, taken)}")
         _say(f"validating on {describe(val_split.sizes, list(val_split.sizes.values()))}")
+    batch = config.train.contrastive_batch
+    if order.epoch_records < batch:
+        _say(
+            f"warning: config.train.contrastive_batch={batch} is more than the "
+            f"{order.epoch_records:,} clips; the other rows of a batch stay empty"
+        )
+
+
+def _say_cut_texts(split: ClipSplit, tokenizer: ClipTokenizer, config: Config) -> None:
+    """Warn of texts longer than `data.max_text_tokens`."""
+    most = config.data.max_text_tokens
+    cut, merged = cut_texts(split.texts, tokenizer.encode_text, most)
+    if cut:
+        equal = f", after which {merged:,} of them equal another text" if merged else ""
+        _say(
+            f"warning: {cut:,} distinct texts are longer than config.data.max_text_tokens={most} "
+            f"and are cut{equal}; raise it to keep them whole"
+        )
 
 
 def _clip_facts(split: ClipSplit) -> dict[str, Any]:
@@ -226,11 +254,21 @@ def _signature(
     return record_signatures(split, embed_texts)
 
 
-def _catch_sigterm() -> Callable[[], bool]:
-    """Return a function that tells whether SIGTERM has come; the step under way is finished."""
+def _catch_sigterm() -> list[int]:
+    """Return a list that holds the signals that ask to end; the step under way is finished."""
     received = []
     signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    return lambda: bool(received)
+    return received
+
+
+def _catch_first_interrupt(received: list[int]) -> None:
+    """Let the first Ctrl-C finish the step under way and save, as SIGTERM does."""
+
+    def interrupted(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, interrupted)
 
 
 def _is_primary() -> bool:

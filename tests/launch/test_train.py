@@ -147,16 +147,17 @@ def test_kill_9_and_the_same_command_end_as_if_nothing_had_happened(tmp, finishe
     assert (workdir / "confused.jsonl").read_text() == (finished / "confused.jsonl").read_text()
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp, finished, dataset):
-    workdir = tmp / "terminated"
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(tmp, finished, dataset, sent, code):
+    workdir = tmp / f"ended_by_{sent.name}"
     process = commands.start(tmp, *train_arguments(dataset, workdir))
     metrics = workdir / "metrics.jsonl"
     while not (metrics.exists() and '"step": 5,' in metrics.read_text()):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.001)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.returncode == code, output
     assert "the same command goes on" in output
     step = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     output = commands.run(tmp, *train_arguments(dataset, workdir))
@@ -192,3 +193,11 @@ def test_a_users_mistake_ends_in_one_line_and_code_2(tmp, dataset, finished, arg
     assert not (tmp / "mistaken" / "checkpoints").exists() or not list(
         (tmp / "mistaken" / "checkpoints").iterdir()
     )
+
+
+def test_texts_cut_short_and_batches_that_stay_short_are_told(tmp, dataset):
+    few = ["--config.data.max_text_tokens=9", "--config.train.contrastive_batch=32"]
+    more = [*few, "--config.train.epochs=1"]
+    output = commands.run(tmp, *train_arguments(dataset, tmp / "short", *more))
+    assert re.search(r"warning: \d+ distinct texts are longer than .*max_text_tokens=9", output)
+    assert "contrastive_batch=32 is more than the 24 clips" in output

@@ -5,7 +5,7 @@ from tests.pipeline.clip_fixtures import make_clip, write_dataset
 from vtalign_jax.config import DataConfig
 from vtalign_jax.errors import UserError
 from vtalign_jax.pipeline.dataset import open_split
-from vtalign_jax.pipeline.texts import evaluation_identity, with_parent
+from vtalign_jax.pipeline.texts import cut_texts, evaluation_identity, with_parent
 
 
 def test_a_node_without_parent_is_its_name():
@@ -61,3 +61,14 @@ def test_shown_parents_make_equal_names_other_texts_and_change_nothing_else(spli
 def test_a_template_without_the_parent_gives_the_names_texts(split):
     found = evaluation_identity(split, DataConfig(eval_parent_text=True, parent_text="{name}"))
     assert equal_texts(split, found) == [["a", "b", "c", "d"], ["e"]]
+
+
+def test_texts_that_are_cut_and_become_equal_are_counted_once_each():
+    def encode(text, most):
+        ids = np.array([ord(letter) for letter in text], np.int32)
+        return ids if most is None else ids[:most]
+
+    texts = ["push", "push left", "push lever", "push", "lift", "lift the box", "turn around"]
+    assert cut_texts(texts, encode, 6) == (4, 2)
+    assert cut_texts(texts, encode, 4) == (4, 3)
+    assert cut_texts(texts, encode, 20) == (0, 0)

@@ -209,8 +209,7 @@ def _start_worker(worker: int, workers: int) -> None:
     """Leave signals to the parent, and end when it is killed, where Grain's workers would stay.
 
     Some schedulers send SIGTERM to the whole process group; the parent then still needs batches up
-    to the step after which it saves. Ctrl-C ends the parent at once, unsaved, and the workers end
-    with it, without a traceback of each.
+    to the step after which it saves, as it does after a Ctrl-C.
     """
     last_orders = threading.Timer(_GRACE_SECONDS, os._exit, (1,))
     last_orders.daemon = True

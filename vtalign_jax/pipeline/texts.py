@@ -1,7 +1,10 @@
 """The text that stands for a clip: the node's name, or the name with the parent's."""
 
+import collections
 import functools
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import pyarrow as pa
 
 from vtalign_jax.array_types import Identity
@@ -25,6 +28,26 @@ def with_parent(template: str, parent: str, name: str) -> str:
             f"config.data.parent_text {template!r} may hold {{parent}} and {{name}} alone ({error})"
         ) from error
     return text if parent else name
+
+
+def cut_texts(
+    texts: Iterable[str], encode: Callable[[str, int | None], np.ndarray], most: int
+) -> tuple[int, int]:
+    """Return how many distinct texts are cut, and how many of these then equal another text.
+
+    Args:
+      texts: with repetitions.
+      encode: (text, most tokens or None) -> int32[n], such as `ClipTokenizer.encode_text`.
+      most: tokens that are kept.
+    """
+    kept = collections.Counter()
+    cut = []
+    for text in set(texts):
+        shown = encode(text, most).tobytes()
+        kept[shown] += 1
+        if len(encode(text, None)) > most:
+            cut.append(shown)
+    return len(cut), sum(kept[shown] > 1 for shown in cut)
 
 
 def evaluation_identity(split: ClipSplit, data: DataConfig) -> Identity:

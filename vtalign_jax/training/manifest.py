@@ -40,6 +40,8 @@ _FREE = (
     "data.workers",
     "data.prefetch_batches",
     "train.eval_batch",
+    "train.microbatch",
+    "train.keep_prefix",
     "train.log_every_steps",
     "train.save_every_steps",
     "train.keep_best",
