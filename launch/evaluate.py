@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from absl import flags
 from etils import epath
 from jax.sharding import NamedSharding
 
-from vtalign_jax import commandline, sharding
+from vtalign_jax import commandline, distributed, sharding
 from vtalign_jax.config import Config, MeshConfig
 from vtalign_jax.evaluation.embed import Evaluator
 from vtalign_jax.evaluation.table import format_table
@@ -51,6 +52,7 @@ _JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON instead of a
 
 def main() -> None:
     """Evaluate a checkpoint."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX's own would wait for a training to save
     # With --json nothing else stands on standard output.
     with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
         result = _evaluate()
@@ -151,4 +153,4 @@ def _next_command() -> str:
 
 
 if __name__ == "__main__":
-    commandline.run(main, required=("checkpoint",))
+    commandline.run(main, required=("checkpoint",), around=distributed.connected)

@@ -4,10 +4,13 @@ r"""Train: adapt SmolVLM to a dataset of clips and texts.
         [--config.optim.learning_rate=3e-5]
 
 The same command resumes from the newest checkpoint of the workdir. SIGTERM and Ctrl-C save and end;
-a second Ctrl-C ends at once. vtalign_jax/config.py lists the fields of a configuration.
+a second Ctrl-C ends at once. On a TPU pod start it on every host; elsewhere --coordinator,
+--num_processes and --process_id say which processes belong together. vtalign_jax/config.py lists
+the fields of a configuration.
 """
 
-import signal
+import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +23,7 @@ import optax
 from absl import flags
 from ml_collections import config_flags
 
-from vtalign_jax import commandline, sharding
+from vtalign_jax import commandline, distributed, sharding
 from vtalign_jax.config import Config, resolve, warnings
 from vtalign_jax.evaluation.embed import Evaluator, Parameters
 from vtalign_jax.interop.base_files import base_fingerprint
@@ -56,7 +59,7 @@ def main() -> None:
     for line in warnings(config):
         _say(f"warning: {line}")
     workdir = _WORKDIR.value or f"runs/{Path(flags.FLAGS['config'].config_filename).stem}"
-    received = _catch_sigterm()
+    ending = distributed.Ending()
 
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch("train.contrastive_batch", config.train.contrastive_batch, mesh)
@@ -82,6 +85,7 @@ def main() -> None:
     evaluator = Evaluator(model.bind, mesh, val_split, tokenizer, config, _say)
     base = base_fingerprint(model.directory)
     fingerprints = manifest.Fingerprints(base, train_split.fingerprint)
+    _check_processes(workdir, config, fingerprints)
     session = Session(workdir, config, fingerprints, epoch_steps, _clip_facts(train_split))
     initial = FRESH if session.is_resumed else read_initial(config, model, _say)
     _say(f"loading the base from {model.directory}")
@@ -116,7 +120,7 @@ def main() -> None:
     )
     if not is_over:
         _say("compiling the training step")
-    _catch_first_interrupt(received)
+    ending.catch_interrupt()
     metrics, waiting_since = {}, time.perf_counter()
     for step, batch in batches:
         session.progress.advance(_lost_seconds(waiting_since, metrics))
@@ -132,11 +136,10 @@ def main() -> None:
             session.log(done, metrics, described)
             for line in mask_log.warnings():
                 session.progress.say(line)
-        is_ending = bool(received)
+        is_ending = ending.is_due(done)
         if session.is_evaluation_due(done):
             session.evaluated(done, evaluator.score(state.params, frozen), state)
             session.progress.say(mask_log.line())
-            is_ending = bool(received)  # saved already
         elif session.is_save_due(done) or is_ending:
             session.save(done, state)
         if is_ending or session.is_over(done):
@@ -146,8 +149,7 @@ def main() -> None:
     mask_log.close()
     session.close()
     _say(session.summary())
-    if signal.SIGINT in received:
-        sys.exit(128 + signal.SIGINT)  # as a shell reports it, whose loops then end too
+    sys.exit(ending.exit_code())
 
 
 def _lost_seconds(waiting_since: float, metrics: dict[str, jax.Array]) -> float:
@@ -254,21 +256,24 @@ def _signature(
     return record_signatures(split, embed_texts)
 
 
-def _catch_sigterm() -> list[int]:
-    """Return a list that holds the signals that ask to end; the step under way is finished."""
-    received = []
-    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    return received
-
-
-def _catch_first_interrupt(received: list[int]) -> None:
-    """Let the first Ctrl-C finish the step under way and save, as SIGTERM does."""
-
-    def interrupted(number: int, frame: object) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, interrupted)
+def _check_processes(workdir: str, config: Config, fingerprints: manifest.Fingerprints) -> None:
+    """Refuse processes that would train different runs, or keep them in different places."""
+    places = dataclasses.replace(  # these may differ, what lies there may not
+        config,
+        model=dataclasses.replace(config.model, base=fingerprints.base),
+        data=dataclasses.replace(config.data, dir=fingerprints.data),
+    )
+    revision = json.dumps(manifest.git_revision())
+    distributed.check_agreement(
+        {
+            "config.model.base": fingerprints.base,
+            "config.data.dir": fingerprints.data,
+            "--config": repr(places),
+            "--workdir": workdir,
+            "the source tree": revision,
+        }
+    )
+    distributed.check_shared(workdir)
 
 
 def _is_primary() -> bool:
@@ -281,4 +286,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, required=("config",))
+    commandline.run(main, required=("config",), around=distributed.connected)

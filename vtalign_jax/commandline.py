@@ -1,5 +1,6 @@
 """How every command starts: flags parsed, user errors as one line, exit code 2."""
 
+import contextlib
 import re
 import sys
 from collections.abc import Callable
@@ -10,7 +11,10 @@ from vtalign_jax.errors import UserError
 
 
 def run(
-    main: Callable[..., None], required: tuple[str, ...] = (), parts: tuple[str, ...] = ()
+    main: Callable[..., None],
+    required: tuple[str, ...] = (),
+    parts: tuple[str, ...] = (),
+    around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> None:
     """Parse the flags, call `main`, and end with `error: ...` and code 2 on a user's mistake.
 
@@ -20,6 +24,7 @@ def run(
       main: called once the flags are parsed, without arguments or with the part.
       required: names of flags that must be given.
       parts: what the command's one positional argument may be; () for no such argument.
+      around: entered once the flags are parsed, left when `main` returns or raises.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -49,7 +54,8 @@ def run(
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries tell their every step at INFO
         try:
-            main(*argv[1:])
+            with around():
+                main(*argv[1:])
         except UserError as error:
             _fail(error)
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vtalign_jax.config import MeshConfig
@@ -33,8 +34,11 @@ FROZEN_RULES = (
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     """Return the (data, fsdp) mesh over `devices` (default: all).
 
+    Over several TPU slices the data axis runs over the slices first: what fsdp gathers stays inside
+    a slice, and only embeddings and gradients cross the slower network between them.
+
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices, or fsdp would cross slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp]
@@ -47,8 +51,18 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
             f"{len(devices)} devices at hand; set one of them to -1"
         )
     # make_mesh defaults to Explicit axes in current JAX; the step is written for Auto.
-    axis_types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh(sizes, ("data", "fsdp"), axis_types=axis_types, devices=devices)
+    names, axis_types = ("data", "fsdp"), (AxisType.Auto, AxisType.Auto)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, names, axis_types=axis_types, devices=devices)
+    if sizes[0] % slices:
+        raise UserError(
+            f"config.mesh.data={sizes[0]} does not divide over {slices} slices; use a multiple of "
+            f"{slices}, so that config.mesh.fsdp stays inside a slice"
+        )
+    of_slice = (sizes[0] // slices, sizes[1])
+    grid = mesh_utils.create_hybrid_device_mesh(of_slice, (slices, 1), devices)
+    return Mesh(grid, names, axis_types=axis_types)
 
 
 def check_batch(name: str, size: int, mesh: Mesh) -> None:

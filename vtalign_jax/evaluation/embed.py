@@ -1,7 +1,7 @@
 """Embeddings of a whole split, exact on any number of devices, and what they score.
 
 Training and `launch/evaluate.py` both come here. Every process embeds its slice of each batch, gets
-the rows of all of them, and scores them itself: all processes reach the same numbers.
+the rows of all of them, and scores them itself; the numbers of process 0 count.
 """
 
 import functools
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from vtalign_jax import sharding
@@ -188,7 +189,11 @@ class Evaluator:
 
     def _metrics(self, video: np.ndarray, text: np.ndarray) -> dict[str, float]:
         ranked = retrieval_metrics(video, text, self._identity)
-        return ranked | choice_metrics(video, text, self._questions)
+        found = ranked | choice_metrics(video, text, self._questions)
+        # Hosts of other kinds may round otherwise; what follows from the scores must not differ.
+        values = np.array([*found.values()], np.float64).view(np.uint8)  # JAX has float32 alone
+        agreed = np.asarray(multihost_utils.broadcast_one_to_all(values)).view(np.float64)
+        return dict(zip(found, agreed.tolist(), strict=True))
 
     @functools.cached_property
     def _questions(self) -> dict[str, Questions]:

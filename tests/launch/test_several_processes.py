@@ -1,0 +1,227 @@
+"""The main job as several processes with several devices each: one run, whoever takes part."""
+
+import json
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests import commands
+
+CONFIG = "tests/launch/small_run.py"
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp):
+    """A dataset of 1 training and 2 validation recordings: 24 clips to train on."""
+    recordings, out = tmp / "recordings", tmp / "dataset"
+    commands.run(tmp, "data/demo/make_demo.py", f"--out={recordings}", "--train=1", "--val=2")
+    commands.run(
+        tmp,
+        "launch/prepare.py",
+        f"--annotations={recordings}/train.json,{recordings}/val.json",
+        f"--videos={recordings}/videos",
+        f"--out={out}",
+        "--image_size=64",
+        "--frames=4",
+    )
+    return out
+
+
+def start(tmp: pathlib.Path, count: int, devices: int, *arguments: object) -> list:
+    """Start `count` processes of one command with `devices` devices each."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    together = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return [
+        commands.start(
+            tmp,
+            *arguments,
+            *([*together, f"--process_id={number}"] if count > 1 else []),
+            XLA_FLAGS=flags,
+        )
+        for number in range(count)
+    ]
+
+
+def finish(processes: list, timeout: float = 300.0) -> list[tuple[int, str]]:
+    """Return (exit code, output) of each process."""
+    found = []
+    for process in processes:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            [each.kill() for each in processes]
+            raise
+        found.append((process.returncode, output))
+    return found
+
+
+def train(tmp: pathlib.Path, count: int, devices: int, dataset, workdir, *more: str) -> list:
+    run = [f"--config={CONFIG}", f"--config.data.dir={dataset}", f"--workdir={workdir}"]
+    return start(tmp, count, devices, "launch/train.py", *run, *more)
+
+
+def trace(workdir: pathlib.Path) -> list[float]:
+    """Return the loss of every step."""
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+def wait_for_step(processes: list, workdir: pathlib.Path, step: int) -> None:
+    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
+    while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+        assert time.monotonic() < deadline, "the step never came"
+        for process in processes:
+            assert process.poll() is None, process.stdout.read()
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp, dataset):
+    """The workdir of one process with one device."""
+    workdir = tmp / "alone"
+    [(code, output)] = finish(train(tmp, 1, 1, dataset, workdir))
+    assert code == 0, output
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp, dataset):
+    """The workdir of two processes, one of which got SIGTERM after step 4; and their ends."""
+    workdir = tmp / "stopped"
+    processes = train(tmp, 2, 2, dataset, workdir, "--config.mesh.data=2", "--config.mesh.fsdp=2")
+    wait_for_step(processes, workdir, 4)
+    processes[1].send_signal(signal.SIGTERM)
+    return workdir, finish(processes)
+
+
+def test_sigterm_to_one_of_two_saves_and_ends_both(stopped):
+    workdir, ends = stopped
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "the same command goes on from there" in ends[0][1]
+    assert "step 4/" in ends[0][1]
+    assert "step 4/" not in ends[1][1]  # process 0 alone prints
+    assert len(trace(workdir)) < STEPS
+
+
+def test_one_process_goes_on_from_two_with_the_same_loss_in_every_step(
+    tmp, dataset, stopped, alone
+):
+    workdir, _ = stopped
+    done = len(trace(workdir))
+    [(code, output)] = finish(train(tmp, 1, 1, dataset, workdir))
+    assert code == 0, output
+    assert f"resuming after step {done} of {STEPS}" in output
+    np.testing.assert_allclose(trace(workdir), trace(alone), rtol=2e-5)
+    recalls = [
+        (path / "metrics.jsonl").read_text().count("val/recall@5") for path in (workdir, alone)
+    ]
+    assert recalls[0] == recalls[1]
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other_with_a_line_that_names_it(tmp, dataset, killed):
+    workdir = tmp / f"killed_{killed}"
+    processes = train(tmp, 2, 1, dataset, workdir)
+    wait_for_step(processes, workdir, 2)
+    processes[killed].kill()
+    began = time.monotonic()
+    code, output = finish([processes[1 - killed]])[0]
+    assert time.monotonic() - began < 60
+    processes[killed].communicate()
+    assert code == 1, output
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert f"process {killed} of 2 was lost" in lines[0]
+    assert "goes on from the last checkpoint" in lines[0]
+
+
+def test_a_mistake_in_one_process_ends_all_with_its_line(tmp, dataset):
+    """The second one was started with another learning rate."""
+    workdir = tmp / "differing"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    run = [f"--config={CONFIG}", f"--config.data.dir={dataset}", f"--workdir={workdir}"]
+    run += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    processes = [
+        commands.start(
+            tmp,
+            "launch/train.py",
+            *run,
+            f"--process_id={number}",
+            f"--config.optim.learning_rate={1 + number}e-4",
+        )
+        for number in range(2)
+    ]
+    for code, output in finish(processes):
+        assert code == 2, output
+        assert "error: the processes differ in --config" in output
+    assert not (workdir / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--num_processes=2"], "go together"),
+        (["--coordinator=nowhere", "--num_processes=2", "--process_id=0"], "host:port"),
+        (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "must be below"),
+    ],
+)
+def test_flags_that_do_not_fit_are_one_line(tmp, given, told):
+    arguments = ["launch/train.py", f"--config={CONFIG}", f"--workdir={tmp}/none", *given]
+    assert told in commands.one_error_line(commands.run(tmp, *arguments, code=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(8, 1), (2, 4), (1, 8)], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_twenty_steps_lose_the_same_on_every_mesh(tmp, dataset, count, mesh):
+    more = ["--config.train.epochs=7", "--config.train.eval_every_epochs=7"]
+    more += [f"--config.mesh.data={mesh[0]}", f"--config.mesh.fsdp={mesh[1]}"]
+    reference, workdir = tmp / "reference", tmp / f"{count}_{mesh}"
+    if not reference.exists():
+        [(code, output)] = finish(train(tmp, 1, 1, dataset, reference, *more[:2]))
+        assert code == 0, output
+    for code, output in finish(train(tmp, count, 8 // count, dataset, workdir, *more), 900):
+        assert code == 0, output
+    assert len(trace(workdir)) == 21
+    np.testing.assert_allclose(trace(workdir), trace(reference), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("saved_by", "restored_by"), [(2, 1), (2, 4), (1, 2), (4, 2)])
+def test_a_checkpoint_gives_any_number_of_processes_the_same_state_and_batches(
+    tmp, dataset, saved_by, restored_by
+):
+    workdir = tmp / f"saved_by_{saved_by}"
+    if not workdir.exists():
+        for code, output in finish(train(tmp, saved_by, 4 // saved_by, dataset, workdir), 900):
+            assert code == 0, output
+        newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+        assert int(newest.name) == STEPS
+    seen = {}
+    for count in {saved_by, restored_by}:
+        out = tmp / f"{saved_by}_seen_by_{count}"
+        out.mkdir()
+        arguments = ["tests/launch/resumed_state.py", f"--workdir={workdir}", f"--out={out}"]
+        for code, output in finish(start(tmp, count, 4 // count, *arguments), 900):
+            assert code == 0, output
+        seen[count] = [np.load(out / f"{number}.npz") for number in range(count)]
+    before, after = seen[saved_by], seen[restored_by]
+    for process in [*before, *after]:
+        for name in set(process.files) - {"records"}:
+            np.testing.assert_array_equal(process[name], before[0][name])
+    joined = [np.concatenate([p["records"] for p in each], axis=1) for each in (before, after)]
+    np.testing.assert_array_equal(*joined)

@@ -1,0 +1,350 @@
+"""The processes of a run: how they find each other, end together, and notice that one is lost.
+
+`jax.distributed` connects them. On top of it every process holds one TCP connection to process 0,
+over which it says how it ends. A connection that closes without a word is a lost process; a host
+that falls silent is noticed by the kernel's keep-alive probes, however busy the Python code is.
+Without this the others would wait in a collective, or be aborted by JAX without saying why.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import pathlib
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import NoReturn
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+from jax.experimental import multihost_utils
+
+from vtalign_jax.errors import UserError
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "host:port of process 0, a free port there; with --num_processes and --process_id. TPU VMs and "
+    "GKE need none of the three",
+)
+_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 0, "processes of the run; 1 looks for no others", lower_bound=0
+)
+_PROCESS = flags.DEFINE_integer("process_id", -1, "number of this process, from 0")
+
+# A silent host is lost after idle + count * interval seconds.
+_KEEP_ALIVE_SECONDS = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+_CONNECT_SECONDS = 60.0
+_VERDICT_SECONDS = 2.0  # a failed collective waits this long for the news of a lost process
+_DONE, _FAILED = "done", "failed"
+_TPU_DEVICES = ("accel[0-9]*", "vfio/[0-9]*")  # below /dev
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Connect this process with the others of the run, if there are any, and watch over them.
+
+    A body that ends in order waits for the others. One that raises takes them down with it: each
+    prints one line that names the process, and none of them hangs.
+
+    Raises:
+      UserError: the flags do not fit together, or the others cannot be reached.
+    """
+    _initialize()
+    if jax.process_count() == 1:
+        yield
+        return
+    watch = _Watch()
+    try:
+        yield
+    except SystemExit:
+        watch.done()
+        raise
+    except KeyboardInterrupt:
+        watch.fail("interrupted", 128 + signal.SIGINT)
+    except UserError as error:
+        watch.fail(f"error: {' '.join(str(error).split())}", 2)
+    except BaseException as error:
+        # A collective fails at once where another process is lost: then that is the news.
+        time.sleep(_VERDICT_SECONDS)
+        traceback.print_exc()
+        watch.fail(f"error: {type(error).__name__}: {str(error).splitlines()[0][:200]}", 1)
+    watch.done()
+
+
+def _initialize() -> None:
+    given = bool(_COORDINATOR.value), _PROCESSES.value > 0, _PROCESS.value >= 0
+    if _PROCESSES.value == 1 and not given[0]:
+        return
+    if any(given):
+        _initialize_by_flags(*given)
+    elif _has_tpu():
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the processes of this TPU do not find each other ({_first_line(error)}); start "
+                "the command on every host, or give --num_processes=1 on a host of its own"
+            ) from error
+
+
+def _initialize_by_flags(*given: bool) -> None:
+    if not all(given):
+        raise UserError("--coordinator, --num_processes and --process_id go together; give all")
+    if _PROCESS.value >= _PROCESSES.value:
+        raise UserError(
+            f"--process_id={_PROCESS.value} must be below --num_processes={_PROCESSES.value}"
+        )
+    host, _, port = _COORDINATOR.value.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--coordinator={_COORDINATOR.value} must be host:port")
+    try:
+        jax.distributed.initialize(
+            _COORDINATOR.value,
+            _PROCESSES.value,
+            _PROCESS.value,
+            cluster_detection_method="deactivate",
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"process {_PROCESS.value} of {_PROCESSES.value} does not reach the others at "
+            f"--coordinator={_COORDINATOR.value} ({_first_line(error)}); start the command on "
+            "every host, and look at name, port and firewall"
+        ) from error
+
+
+def _has_tpu() -> bool:
+    """Return whether JAX will use TPU chips of this host; asking JAX would start its backends."""
+    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+        return False
+    is_there = any(any(pathlib.Path("/dev").glob(pattern)) for pattern in _TPU_DEVICES)
+    return is_there and importlib.util.find_spec("libtpu") is not None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+class _Watch:
+    """The connections over which processes say how they end; each is read by a thread."""
+
+    def __init__(self) -> None:
+        """Connect every process with process 0.
+
+        Raises:
+          UserError: process 0 cannot be reached.
+        """
+        self._number, self._count = jax.process_index(), jax.process_count()
+        self._peers: dict[int, socket.socket] = {}
+        self._is_ending = threading.Event()
+        listener = socket.create_server(("", 0)) if self._number == 0 else None
+        address = np.zeros(5, np.int32)
+        if listener is not None:
+            address[:4] = list(socket.inet_aton(_own_address()))
+            address[4] = listener.getsockname()[1]
+        address = multihost_utils.broadcast_one_to_all(address)
+        if listener is None:
+            self._connect(".".join(map(str, address[:4])), int(address[4]))
+        else:
+            self._accept(listener)
+        for number, peer in self._peers.items():
+            threading.Thread(target=self._listen, args=(number, peer), daemon=True).start()
+
+    def _connect(self, host: str, port: int) -> None:
+        try:
+            peer = socket.create_connection((host, port), _CONNECT_SECONDS)
+            peer.sendall(f"{self._number}\n".encode())
+        except OSError as error:
+            raise UserError(
+                f"process {self._number} cannot reach process 0 at {host}:{port} ({error}); allow "
+                "TCP between the hosts of the run"
+            ) from error
+        self._peers[0] = _kept_alive(peer)
+
+    def _accept(self, listener: socket.socket) -> None:
+        listener.settimeout(_CONNECT_SECONDS)
+        try:
+            while len(self._peers) < self._count - 1:
+                peer, _ = listener.accept()
+                self._peers[int(_read_line(peer))] = _kept_alive(peer)
+        except (OSError, ValueError) as error:
+            missing = sorted(set(range(1, self._count)) - self._peers.keys())
+            raise UserError(
+                f"processes {missing} did not connect with process 0 ({error}); allow TCP between "
+                "the hosts of the run"
+            ) from error
+        finally:
+            listener.close()
+
+    def _listen(self, number: int, peer: socket.socket) -> None:
+        """Wait for how another process ends."""
+        try:
+            said = _read_line(peer)
+        except OSError as error:
+            said, cause = "", f" ({error.strerror or error})"
+        else:
+            cause = ""
+        if said == _DONE or self._is_ending.is_set():
+            return
+        if said.startswith(_FAILED):
+            self.fail(said.removeprefix(_FAILED).strip(), 1, is_passed_on=True)
+        self.fail(
+            f"error: process {number} of {self._count} was lost{cause}: killed, out of memory, or "
+            "its host is gone; the same command on every host goes on from the last checkpoint",
+            1,
+            is_passed_on=True,
+        )
+
+    def fail(self, message: str, code: int, *, is_passed_on: bool = False) -> NoReturn:
+        """Say why this process ends, pass it on to the others, and end at once.
+
+        Ending in order would wait for the others, which wait for this one.
+
+        Args:
+          message: the line.
+          code: exit code.
+          is_passed_on: whether another process is the cause.
+        """
+        if self._is_ending.is_set():
+            time.sleep(_VERDICT_SECONDS)  # another thread is about to end the process
+        self._is_ending.set()
+        sys.stdout.flush()
+        os.write(sys.stderr.fileno(), f"{message}\n".encode())
+        told = message if is_passed_on else f"error: process {self._number} of {self._count} ended"
+        if not is_passed_on:
+            told += f" ({message.removeprefix('error: ')})"
+        self._tell(f"{_FAILED} {told}\n")
+        os._exit(code)
+
+    def done(self) -> None:
+        """Say that this process has done its work, and wait until all have."""
+        self._is_ending.set()
+        self._tell(f"{_DONE}\n")
+        jax.distributed.shutdown()
+
+    def _tell(self, line: str) -> None:
+        for peer in self._peers.values():
+            with contextlib.suppress(OSError):  # it has ended, too
+                peer.sendall(line.encode())
+
+
+def _own_address() -> str:
+    """Return the address by which other hosts reach this one: of the interface that leads out."""
+    host = _COORDINATOR.value.rpartition(":")[0]
+    if host:
+        return socket.gethostbyname(host.strip("[]"))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # of the block for documentation; nothing is sent
+        return probe.getsockname()[0]
+
+
+def _kept_alive(peer: socket.socket) -> socket.socket:
+    peer.settimeout(None)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE_SECONDS.items():
+        if hasattr(socket, name):  # macOS names the first one otherwise
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return peer
+
+
+def _read_line(peer: socket.socket) -> str:
+    """Return the next line, "" if the connection has closed before its end."""
+    received = b""
+    while not received.endswith(b"\n"):
+        part = peer.recv(4096)
+        if not part:
+            return ""
+        received += part
+    return received.decode().strip()
+
+
+class Ending:
+    """Tells after each step whether to save and end, the same to every process.
+
+    Alone: after SIGTERM or the first Ctrl-C. Of several processes: at a step that JAX's preemption
+    service has agreed on after one of them received either.
+    """
+
+    def __init__(self) -> None:
+        self._received: list[int] = []
+        self._is_alone = jax.process_count() == 1
+        if self._is_alone:  # among several, JAX has its own handler since they connected
+            signal.signal(signal.SIGTERM, self._receive)
+
+    def catch_interrupt(self) -> None:
+        """Let the first Ctrl-C finish the step under way and save, as SIGTERM does."""
+        signal.signal(signal.SIGINT, self._receive)
+
+    def is_due(self, done: int) -> bool:
+        """Return whether to save and end after `done` steps; every process asks once a step."""
+        if self._is_alone:
+            return bool(self._received)
+        return multihost_utils.reached_preemption_sync_point(done)
+
+    def exit_code(self) -> int:
+        """Return 130 after Ctrl-C, as a shell reports it, whose loops then end too; else 0."""
+        return 128 + signal.SIGINT if signal.SIGINT in self._received else 0
+
+    def _receive(self, number: int, frame: object) -> None:
+        self._received.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if not self._is_alone:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def check_agreement(facts: Mapping[str, str]) -> None:
+    """Make sure that every process was started with the same things.
+
+    Args:
+      facts: what to compare, by the name that an error gives it.
+
+    Raises:
+      UserError: names what differs, in every process.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = [hashlib.sha256(value.encode()).digest()[:8] for value in facts.values()]
+    own = np.frombuffer(b"".join(digests), np.uint8).reshape(len(facts), 8)
+    everyone = multihost_utils.process_allgather(own)
+    differing = [
+        name for place, name in enumerate(facts) if np.any(everyone[:, place] != everyone[0, place])
+    ]
+    if differing:
+        raise UserError(
+            f"the processes differ in {' and in '.join(differing)}; start the same command with "
+            "the same files on every host"
+        )
+
+
+def check_shared(folder: str | epath.Path) -> None:
+    """Make sure that every process sees the same folder.
+
+    Raises:
+      UserError: it lies on a host of its own.
+    """
+    if jax.process_count() == 1:
+        return
+    folder = epath.Path(folder)
+    token = multihost_utils.broadcast_one_to_all(np.frombuffer(uuid.uuid4().bytes, np.uint8))
+    mark = folder / f".shared_{bytes(token).hex()}"
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    multihost_utils.sync_global_devices("the folder is marked")
+    is_seen = multihost_utils.process_allgather(np.array([mark.exists()]))
+    if jax.process_index() == 0:
+        mark.unlink()
+    if not np.all(is_seen):
+        raise UserError(
+            f"--workdir={folder} is not the same folder on every host; name one that they share "
+            "(gs:// or a network file system)"
+        )
