@@ -52,6 +52,8 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder where the run is kept; default runs/<name of the config>"
 )
 
+_COMPILED = "compilation_cache"  # inside a workdir
+
 
 def main() -> None:
     """Train, or go on training, the run of `--workdir`."""
@@ -59,6 +61,7 @@ def main() -> None:
     for line in warnings(config):
         _say(f"warning: {line}")
     workdir = _WORKDIR.value or f"runs/{Path(flags.FLAGS['config'].config_filename).stem}"
+    _keep_compilations(workdir)
     ending = distributed.Ending()
 
     mesh = sharding.make_mesh(config.mesh)
@@ -254,6 +257,14 @@ def _signature(
         return None
     embed_texts = make_text_embedder(bind, params, frozen, tokenizer, config, mesh, _say)
     return record_signatures(split, embed_texts)
+
+
+def _keep_compilations(workdir: str) -> None:
+    """Keep compiled programs in the workdir, unless JAX_COMPILATION_CACHE_DIR says where."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", f"{workdir}/{_COMPILED}")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _check_processes(workdir: str, config: Config, fingerprints: manifest.Fingerprints) -> None:

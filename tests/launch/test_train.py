@@ -160,7 +160,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp, finished, dataset, sen
     assert process.returncode == code, output
     assert "the same command goes on" in output
     step = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    compiled = set((tmp / "compiled").iterdir())
     output = commands.run(tmp, *train_arguments(dataset, workdir))
+    assert set((tmp / "compiled").iterdir()) == compiled  # a second start compiles nothing
     assert f"resuming after step {step} of 12" in output
     assert rows(workdir) == rows(finished)
 
@@ -198,6 +200,8 @@ def test_a_users_mistake_ends_in_one_line_and_code_2(tmp, dataset, finished, arg
 def test_texts_cut_short_and_batches_that_stay_short_are_told(tmp, dataset):
     few = ["--config.data.max_text_tokens=9", "--config.train.contrastive_batch=32"]
     more = [*few, "--config.train.epochs=1"]
-    output = commands.run(tmp, *train_arguments(dataset, tmp / "short", *more))
+    arguments = train_arguments(dataset, tmp / "short", *more)
+    output = commands.run(tmp, *arguments, JAX_COMPILATION_CACHE_DIR="")
     assert re.search(r"warning: \d+ distinct texts are longer than .*max_text_tokens=9", output)
     assert "contrastive_batch=32 is more than the 24 clips" in output
+    assert any((tmp / "short" / "compilation_cache").iterdir())
