@@ -198,14 +198,19 @@ def test_mistakes_about_videos_are_named(aligner, videos, tmp_path):
         ([(a, 1.0)], "span 0 is"),
         ([(a, 2.0, 1.0)], "2.0 to 1.0 s; it needs a length"),
         ([(a, 0.0, float("nan"))], "needs a length"),
+        ([(a, 0.0, 1e9)], "at most 86400 s"),
+        ([(a, "0", "2")], "span 0, of .*a.mp4, is '0' to '2'; give a list"),
+        ([3], "span 0 is 3; give a list"),
+        (None, "spans are NoneType; give a list"),
         ([(a, 5.0, 6.0)], r"no frame from 5.0 to 6.0 s, it is 3.00 s long; give a span inside"),
         ([(a, 0.0, 1.0), (videos / "no.mp4", 0.0, 1.0)], r"cannot embed .*no\.mp4"),
         ([(text, 0.0, 1.0)], "cannot embed .*is it a video"),
     ):
         with pytest.raises(UserError, match=message):
             aligner.encode_videos(spans)
-    with pytest.raises(UserError, match="frames must be 1 or more"):
-        aligner.encode_videos([(a, 0.0, 1.0)], frames=0)
+    for frames in (0, 2.5, "8"):
+        with pytest.raises(UserError, match="frames must be 1 or more, a whole number"):
+            aligner.encode_videos([(a, 0.0, 1.0)], frames=frames)
 
 
 def test_a_masked_frame_counts_for_nothing_and_moves_no_other(aligner):
@@ -297,18 +302,29 @@ def test_mistakes_are_named(aligner, workdir):
         ([[]], None, "clip 0 has no valid frame"),
         (Image.new("RGB", (4, 4)), None, "clips are Image"),
         (_clips(), np.zeros((3, 4), bool), "clip 0 has no valid frame"),
+        ([[Image.new("RGB", (0, 4))]], None, "frame 0 of clip 0 is empty, 0 x 4 pixels"),
+        ([None], None, "clip 0 is NoneType; give a list"),
+        (_clips(), True, r"frame_mask is no bool\[B, F\]"),
     ):
         with pytest.raises(UserError, match=message):
             aligner.encode_clips(frames, mask)
     for windows, message in (
         ([4.0, 5.0], r"window_seconds are \[2\], there are 3 clips"),
         (0.0, "must be above 0"),
+        (1e9, "at most 86400"),
+        ("long", "must be numbers, got 'long'"),
         ([4.0, float("nan"), 4.0], "must be above 0"),
     ):
         with pytest.raises(UserError, match=message):
             aligner.encode_clips(_clips(), window_seconds=windows)
-    with pytest.raises(UserError, match="list of texts"):
-        aligner.encode_texts("attach wheel")
+    for texts, message in (
+        ("attach wheel", "list of texts, got one string"),
+        (5, "list of texts, got int"),
+        (["attach wheel", None], "text 1 is None, no string"),
+        ([b"attach wheel"], "text 0 is b'attach wheel', no string"),
+    ):
+        with pytest.raises(UserError, match=message):
+            aligner.encode_texts(texts)
     with pytest.raises(UserError, match="dtype is one of float32, bfloat16, got 'int8'"):
         vt.Aligner.load(workdir, dtype="int8")
     with pytest.raises(UserError, match="rotate is one of 0, 90, 180, 270, got 45"):

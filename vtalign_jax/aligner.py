@@ -1,6 +1,7 @@
 """Embeddings of clips and texts with a trained model, outside the training loop."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -173,8 +174,8 @@ class Aligner:
           UserError: a file that cannot be read, or a span without a frame or with a damaged one.
         """
         count = self.trained.config.data.frames if frames is None else frames
-        if count < 1:
-            raise UserError(f"frames must be 1 or more, got {frames}")
+        if not isinstance(count, numbers.Integral) or count < 1:
+            raise UserError(f"frames must be 1 or more, a whole number, got {frames!r}")
         check_spans(spans)
         read = read_spans(spans, count, self._square)
         return self._embed(self._clips, ((place, self._clip_row(clip)) for place, clip in read))
@@ -183,9 +184,18 @@ class Aligner:
         """Return the embeddings of texts: float32[B, E], unit norm.
 
         A text longer than the run's `data.max_text_tokens` is cut, as in training.
+
+        Raises:
+          UserError: one of them is no string.
         """
         if isinstance(texts, str):
             raise UserError("encode_texts takes a list of texts, got one string; put it in a list")
+        if not isinstance(texts, Iterable):
+            raise UserError(f"encode_texts takes a list of texts, got {type(texts).__name__}")
+        texts = list(texts)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):  # a missing value would be embedded as "None" or "nan"
+                raise UserError(f"text {number} is {text!r}, no string; give one, or leave it out")
         return self._embed(self._texts, ((n, self._text_row(text)) for n, text in enumerate(texts)))
 
     def _text_row(self, text: str) -> _Row:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ Pictures = np.ndarray | Sequence[Picture]  # of one clip
 Span = tuple[str | Path, float, float]  # a video file, start and end in seconds
 
 _SPANS_A_PASS = 16  # of one file, read in one forward pass; bounds what is held
+_MOST_SECONDS = 86_400  # of a window; the prompt's times are laid out second by second
 _ADVICE = "give a list of clips, each a list of pictures or uint8[F, H, W, 3]"
 
 
@@ -115,7 +117,10 @@ def _check_masks(
     if given is None:
         masks = [np.ones(count, bool) for count in counts]
     else:
-        masks = [np.asarray(row, bool) for row in given]
+        try:
+            masks = [np.asarray(row, bool) for row in given]
+        except (TypeError, ValueError):
+            raise UserError("frame_mask is no bool[B, F]; give a row for each clip") from None
     if len(masks) != len(counts):
         raise UserError(f"frame_mask is for {len(masks)} clips, there are {len(counts)}")
     for number, (mask, count) in enumerate(zip(masks, counts, strict=True)):
@@ -131,14 +136,17 @@ def _check_masks(
 
 def _check_windows(windows: float | Sequence[float], count: int) -> list[float]:
     """Return the length of each of `count` windows."""
-    lengths = np.asarray(windows, np.float64)
+    try:
+        lengths = np.asarray(windows, np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"window_seconds must be numbers, got {windows!r}") from None
     if lengths.ndim and lengths.shape != (count,):
         raise UserError(
             f"window_seconds are {list(lengths.shape)}, there are {count} clips; give one length, "
             "or one a clip"
         )
-    if not (np.isfinite(lengths) & (lengths > 0)).all():
-        raise UserError(f"window_seconds must be above 0, got {windows}")
+    if not ((lengths > 0) & (lengths <= _MOST_SECONDS)).all():
+        raise UserError(f"window_seconds must be above 0, at most {_MOST_SECONDS}, got {windows}")
     return np.broadcast_to(lengths, count).tolist()
 
 
@@ -176,17 +184,27 @@ def check_spans(spans: Sequence[Span]) -> None:
     """Check what `encode_videos` is given.
 
     Raises:
-      UserError: not (path, start, end) each, or an end that is not after its start.
+      UserError: not (path, start, end) each, an end that is not after its start, or a span longer
+        than a day.
     """
     form = "give a list of (path, start, end), times in seconds"
     if isinstance(spans, (str, Path)):
         raise UserError(f"encode_videos got one path; {form}")
+    if not hasattr(spans, "__len__"):
+        raise UserError(f"spans are {type(spans).__name__}; {form}")
     for number, span in enumerate(spans):
-        if isinstance(span, (str, Path)) or len(span) != 3:
+        if isinstance(span, (str, Path)) or not hasattr(span, "__len__") or len(span) != 3:
             raise UserError(f"span {number} is {span!r}; {form}")
         path, start, end = span
+        if not (isinstance(start, numbers.Real) and isinstance(end, numbers.Real)):
+            raise UserError(f"span {number}, of {path}, is {start!r} to {end!r}; {form}")
         if not (math.isfinite(start) and math.isfinite(end) and start < end):
             raise UserError(f"span {number}, of {path}, is {start} to {end} s; it needs a length")
+        if end - start > _MOST_SECONDS:
+            raise UserError(
+                f"span {number}, of {path}, is {start} to {end} s; at most {_MOST_SECONDS} s are "
+                "one clip"
+            )
 
 
 def _read_pass(
@@ -231,9 +249,13 @@ def _squares(
 def _check_pictures(number: int, pictures: Pictures) -> None:
     if isinstance(pictures, Image.Image) or getattr(pictures, "ndim", 4) == 3:
         raise UserError(f"clip {number} is a single picture; {_ADVICE}")
+    if not hasattr(pictures, "__len__") or getattr(pictures, "ndim", 1) == 0:
+        raise UserError(f"clip {number} is {type(pictures).__name__}; {_ADVICE}")
     for place, picture in enumerate(pictures):
         where = f"frame {place} of clip {number}"
         if isinstance(picture, Image.Image):
+            if 0 in picture.size:
+                raise UserError(f"{where} is empty, {picture.width} x {picture.height} pixels")
             if picture.mode in DEEP_MODES:
                 raise UserError(f"{where} has mode {picture.mode}; give 8 bits a channel")
             continue

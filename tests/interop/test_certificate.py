@@ -92,6 +92,35 @@ def test_damaged_files_do_not_pass(smolvlm, tmp_path, damage):
     assert not certificate.is_passed(check.compare(copy))
 
 
+@pytest.mark.parametrize("kind", ["video", "text"])
+def test_an_embedding_that_is_no_number_does_not_pass(kind):
+    result = {"missing": [], "unexpected": [], "cosine_video": 1.0, "cosine_text": 1.0}
+    assert certificate.is_passed(result)
+    assert not certificate.is_passed(result | {f"cosine_{kind}": float("nan")})
+
+
+def test_an_export_that_was_copied_in_part_is_named(smolvlm, tmp_path, monkeypatch):
+    monkeypatch.setattr(certificate, "missing_packages", lambda needs: [])
+    for name in (embedding_files.SETTINGS, certificate.INPUTS):
+        for number, text in enumerate(("{", "[]", (smolvlm / name).read_text()[:300])):
+            copy = shutil.copytree(smolvlm, tmp_path / f"{name}{number}")
+            (copy / name).write_text(text)
+            with pytest.raises(UserError, match=f"{name} .*; copy the export again"):
+                certificate.held_out_facts(copy), certificate.check_verifiable(copy)
+    copy = shutil.copytree(smolvlm, tmp_path / "without")
+    (copy / embedding_files.SETTINGS).unlink()
+    with pytest.raises(UserError, match=r"without has no vtalign\.json; copy the whole folder"):
+        certificate.check_verifiable(copy)
+
+
+def test_a_folder_that_may_not_be_written_is_named_before_the_work(smolvlm, monkeypatch):
+    monkeypatch.setattr(certificate, "missing_packages", lambda needs: [])
+    assert certificate.check_verifiable(smolvlm) is forms.FORMS["peft"]
+    monkeypatch.setattr(certificate.os, "access", lambda *_: False)
+    with pytest.raises(UserError, match=r"may not be written, .* verify a copy"):
+        certificate.check_verifiable(smolvlm)
+
+
 def test_an_export_that_differs_leaves_nothing(smolvlm, tmp_path, monkeypatch):
     result = dict.fromkeys(("torch", "transformers", "peft"), "1") | {
         "missing": [],

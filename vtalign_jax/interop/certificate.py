@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop.forms import FORMS, PEFT, SETTINGS, Form
+from vtalign_jax.interop.forms import FORMS, PEFT, SETTINGS, Form, read_json
 
 INPUTS, TENSORS = "certificate.json", "certificate.safetensors"
 EMBEDDED = "embedded.safetensors"  # what a check script makes of held-out clips
@@ -212,24 +212,28 @@ def check_verifiable(folder: Path) -> Form:
     """Return the form of an export that can be verified here.
 
     Raises:
-      UserError: not an export, or packages are missing.
+      UserError: not an export, packages are missing, or the result could not be written.
     """
     if not (folder / INPUTS).exists():
         raise UserError(f"{folder} is not an export of launch/export.py (no {INPUTS} in it)")
     form = form_of(folder)
     if missing := missing_packages(form.needs):
         raise UserError(f"verifying needs {', '.join(missing)}; pip install {' '.join(missing)}")
+    if not os.access(folder / INPUTS, os.W_OK):
+        raise UserError(
+            f"{folder / INPUTS} may not be written, and the figures belong there; verify a copy"
+        )
     return form
 
 
 def held_out_facts(folder: Path) -> dict[str, Any] | None:
     """Return the facts of the validation clips that an export was made with."""
-    return json.loads((folder / INPUTS).read_text()).get("held_out")
+    return read_json(folder, INPUTS).get("held_out")
 
 
 def form_of(folder: Path) -> Form:
     """Return the form of an export; those of before there were several do not name theirs."""
-    return FORMS[json.loads((folder / SETTINGS).read_text()).get("form", PEFT)]
+    return FORMS[read_json(folder, SETTINGS).get("form", PEFT)]
 
 
 def verify(folder: Path, base: str | None = None, held_out: Clips | None = None) -> dict[str, Any]:
@@ -277,13 +281,13 @@ def record(folder: Path, result: dict[str, Any]) -> None:
 
     What the earlier one found with a dataset or base that is not at hand this time stays.
     """
-    inputs = json.loads((folder / INPUTS).read_text())
+    inputs = read_json(folder, INPUTS)
     before = [r for r in inputs["results"] if _libraries(r) == _libraries(result)]
     others = [r for r in inputs["results"] if _libraries(r) != _libraries(result)]
     for earlier in before:
         if "recall" in earlier:
             result = {"recall": earlier["recall"], **result}
-        if "base_absent" in result.get("language", {}):
+        if "base_absent" in result.get("language", {}) and "language" in earlier:
             result = result | {"language": earlier["language"]}
     inputs["results"] = [*others, result]
     (folder / INPUTS).write_text(json.dumps(inputs, indent=1))
@@ -291,13 +295,14 @@ def record(folder: Path, result: dict[str, Any]) -> None:
 
 def results(folder: Path) -> list[dict[str, Any]]:
     """Return the figures measured so far, one for each set of library versions."""
-    return json.loads((folder / INPUTS).read_text())["results"]
+    return read_json(folder, INPUTS)["results"]
 
 
 def is_passed(result: dict[str, Any]) -> bool:
     """Return whether nothing was lost and every cosine reaches `MIN_COSINE`."""
     is_whole = not result["missing"] and not result["unexpected"]
-    return is_whole and min(result["cosine_video"], result["cosine_text"]) >= MIN_COSINE
+    # Not the smaller of both: min(1.0, nan) is 1.0.
+    return is_whole and all(result[f"cosine_{x}"] >= MIN_COSINE for x in ("video", "text"))
 
 
 def warnings(result: dict[str, Any]) -> list[str]:

@@ -17,8 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from vtalign_jax.config import TuneConfig
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop.base_files import read_json
-from vtalign_jax.interop.forms import FORMS, PEFT, SETTINGS
+from vtalign_jax.interop.forms import FORMS, PEFT, SETTINGS, read_json
 
 HEAD, EMBED = "head.safetensors", "embed.py"
 FORMAT = 1  # of vtalign.json

@@ -52,7 +52,8 @@ def _check_free(out: Path, marker: str, overwrite: bool) -> None:
     is_empty = out.is_dir() and not any(out.iterdir())
     if not is_empty and not (out / marker).exists():
         raise UserError(
-            f"{out} is not an export (it has no {marker}) and is left alone; choose another --out"
+            f"{out} is nothing that --overwrite replaces (it has no {marker}) and is left alone; "
+            "choose another --out"
         )
 
 

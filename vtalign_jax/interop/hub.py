@@ -1,11 +1,10 @@
 """Exports onto the Hugging Face hub."""
 
-import json
 import re
 from pathlib import Path
 
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop.forms import SETTINGS
+from vtalign_jax.interop.forms import SETTINGS, read_json
 
 _OF_THE_HUB = {".gitattributes"}  # in every repository
 
@@ -26,7 +25,7 @@ def check(repository: str) -> None:
 
 def warnings(folder: Path) -> list[str]:
     """Return what others than the owner of this machine would miss, a line each."""
-    base = json.loads((folder / SETTINGS).read_text())["base"]
+    base = read_json(folder, SETTINGS)["base"]
     if not Path(base).is_absolute():
         return []
     return [
@@ -87,4 +86,4 @@ def _check_free(repository: str, files: set[str], overwrite: bool) -> None:
 
 
 def _form(folder: Path) -> str:
-    return json.loads((folder / SETTINGS).read_text())["form"]
+    return read_json(folder, SETTINGS)["form"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vtalign_jax.interop import certificate
-from vtalign_jax.interop.forms import SETTINGS, SQUARE, Form
+from vtalign_jax.interop.forms import SETTINGS, SQUARE, Form, read_json
 
 CARD = "README.md"
 _AS_FILMED = """Give frames as they were filmed, as `prepare.py` was given them: `Embedder` turns \\
@@ -99,7 +99,7 @@ def write_card(folder: Path, unverified: str = "") -> None:
       folder: the export.
       unverified: sentence that says why there is no result yet.
     """
-    settings = json.loads((folder / SETTINGS).read_text())
+    settings = read_json(folder, SETTINGS)
     base, config, trained = settings["base"], settings["config"], settings["trained"]
     metrics, is_local = trained["metrics"], Path(base).is_absolute()
     figures = [f"{name} {metrics[name]:.4f}" for name in _FIGURES if name in metrics]
@@ -159,7 +159,7 @@ def _squared(fit: str, rotate: int, size: int) -> str:
 
 
 def _certificate(folder: Path, unverified: str) -> str:
-    inputs = json.loads((folder / certificate.INPUTS).read_text())
+    inputs = read_json(folder, certificate.INPUTS)
     found, parts = inputs["results"], []
     if not found:
         command = verify_command("PATH_OF_THIS_FOLDER")
