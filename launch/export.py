@@ -55,6 +55,8 @@ def main() -> None:
     if _PUSH.value:
         hub.check(_PUSH.value)
     if _VERIFY.value:
+        if _CHECKPOINT.value or _OUT.value:
+            raise UserError("--verify writes no export; leave --checkpoint and --out out")
         out = Path(_VERIFY.value).expanduser()
         verify(out, _BASE.value, _DATASET.value)
         unverified = ""

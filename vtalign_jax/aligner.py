@@ -18,7 +18,7 @@ from vtalign_jax.errors import UserError
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.models.aligner import AlignerModel
 from vtalign_jax.pipeline.sampling import whole_seconds
-from vtalign_jax.training.assemble import assemble, load
+from vtalign_jax.training.assemble import assemble, load_frozen
 from vtalign_jax.training.trained import Trained, load_trained
 
 # Shapes are few, because each is compiled once: rows come in pieces of these sizes (nothing is
@@ -81,7 +81,8 @@ class Aligner:
             model = dataclasses.replace(model, compute_dtype=dtype, frozen_dtype=dtype)
         config = dataclasses.replace(trained.config, model=model)
         assembly = assemble(config)
-        _, frozen = load(assembly, sharding.make_mesh(MeshConfig(1, 1), jax.local_devices()[:1]))
+        mesh = sharding.make_mesh(MeshConfig(1, 1), jax.local_devices()[:1])
+        frozen = load_frozen(assembly, mesh)
         self.trained = trained
         self._params = frozen | {path: jnp.asarray(x) for path, x in trained.params.items()}
         self._tokenizer = ClipTokenizer(assembly.directory)

@@ -1,5 +1,7 @@
 """A few real steps on random clips and texts of the tiny bases."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -25,6 +27,17 @@ _TEXTS = ("attach wheel", "detach the second wheel", "screw", "turn it over")
 _OPTIM = OptimConfig(learning_rate=0.05, warmup_fraction=0.0)
 
 
+@contextlib.contextmanager
+def compiled_quickly() -> Iterator[None]:
+    """Let XLA leave most optimizations out: a few steps take less time than these do."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@compiled_quickly()
 def train_shortly(workdir: Path, config: Config) -> tuple[Path, dict[str, np.ndarray]]:
     """Train three steps and save; return the workdir and the trainable leaves before them."""
     assembly = assemble(config)

@@ -241,6 +241,7 @@ def test_user_errors_end_with_one_line_and_code_2(tmp_path):
         ((f"--checkpoint={tmp_path}/no", f"--out={tmp_path}/out"), "no such checkpoint"),
         ((f"--checkpoint={tmp_path}", "--format=onnx"), "peft"),
         (("--push_to_hub=name",), "give organisation/name"),
+        ((f"--verify={tmp_path}", f"--out={tmp_path}/out"), "--verify writes no export"),
     ):
         assert message in one_error_line(run(tmp_path, "launch/export.py", *arguments, code=2))
     with pytest.raises(UserError, match="not an export"):

@@ -307,3 +307,18 @@ def test_overwrite_replaces_only_what_an_export_wrote(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
     with pytest.raises(UserError, match="not on this machine"), new_folder("gs://a/b", "m"):
         pass
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_is_followed_and_stays(tmp_path, is_there):
+    out, link = tmp_path / "disk" / "out", tmp_path / "link"
+    if is_there:
+        out.mkdir(parents=True)
+        (out / "marker").write_text("first")
+    link.symlink_to(out)
+    with new_folder(link, "marker", overwrite=True) as folder:
+        (folder / "marker").write_text("second")
+    assert link.is_symlink()
+    assert (out / "marker").read_text() == "second"
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "disk", link]
+    assert list(out.parent.iterdir()) == [out]

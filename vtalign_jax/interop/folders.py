@@ -24,7 +24,7 @@ def new_folder(out: str | Path, marker: str, *, overwrite: bool = False) -> Iter
     """
     if "://" in str(out):
         raise UserError(f"--out={out} is not on this machine; write a local folder and copy it")
-    out = Path(out).expanduser().absolute()
+    out = Path(out).expanduser().resolve()  # of a link, what it names: links are never replaced
     _check_free(out, marker, overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -76,18 +76,33 @@ def load(assembly: Assembly, mesh: Mesh) -> tuple[parameters.Parameters, paramet
     Raises:
       UserError: the base's tensors do not fit, or the mesh does not divide them.
     """
-    whole = NamedSharding(mesh, sharding.WHOLE)
-    places = sharding.frozen_shardings(assembly.frozen, mesh)
-    abstract = assembly.trainable | assembly.frozen
-    stored = {path.removeprefix(_BASE): x for path, x in abstract.items() if path.startswith(_BASE)}
-    loaded = load_into(stored, assembly.directory, lambda path: places.get(_BASE + path, whole))
-    from_base = {_BASE + path: value for path, value in loaded.items()}
+    from_base = _read_base(assembly, mesh)
     fresh = [path for path in assembly.trainable if path not in from_base]
 
     def draw() -> parameters.Parameters:
         values = parameters.parameters_of(assembly.make_model())
         return {path: values[path] for path in fresh}
 
-    drawn = jax.jit(draw, out_shardings=whole)()
+    drawn = jax.jit(draw, out_shardings=NamedSharding(mesh, sharding.WHOLE))()
     trained = {path: drawn.get(path, from_base.get(path)) for path in assembly.trainable}
     return trained, {path: from_base[path] for path in assembly.frozen}
+
+
+def load_frozen(assembly: Assembly, mesh: Mesh) -> parameters.Parameters:
+    """Return the frozen leaves alone, for who has the trained ones: nothing is drawn.
+
+    Raises:
+      UserError: see `load`.
+    """
+    from_base = _read_base(assembly, mesh)
+    return {path: from_base[path] for path in assembly.frozen}
+
+
+def _read_base(assembly: Assembly, mesh: Mesh) -> parameters.Parameters:
+    """Return the base's leaves, each straight to its shards."""
+    whole = NamedSharding(mesh, sharding.WHOLE)
+    places = sharding.frozen_shardings(assembly.frozen, mesh)
+    abstract = assembly.trainable | assembly.frozen
+    stored = {path.removeprefix(_BASE): x for path, x in abstract.items() if path.startswith(_BASE)}
+    loaded = load_into(stored, assembly.directory, lambda path: places.get(_BASE + path, whole))
+    return {_BASE + path: value for path, value in loaded.items()}
