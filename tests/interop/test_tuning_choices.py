@@ -103,7 +103,9 @@ def test_a_choice_trains_and_every_export_of_it_gives_its_embeddings(
     for path, value in trained.params.items():
         assert not np.array_equal(value, before[path]), f"{path} was not trained"
     aligner = Aligner(trained, "float32")
-    monkeypatch.setattr(export, "Aligner", lambda *_: aligner)  # compiles once for all forms
+    # Read and compiled once for all forms.
+    monkeypatch.setattr(export, "load_trained", lambda *_, **__: trained)
+    monkeypatch.setattr(export, "Aligner", lambda *_: aligner)
     for form in FORMS:
         if form == PEFT and not any("lora" in path for path in trained.params):
             with pytest.raises(UserError, match=r"no LoRA, .*merged or --format=sentence-t"):
