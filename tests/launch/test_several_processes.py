@@ -131,21 +131,39 @@ def test_one_process_goes_on_from_two_with_the_same_loss_in_every_step(
     assert recalls[0] == recalls[1]
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_the_other_with_a_line_that_names_it(tmp, dataset, killed):
-    workdir = tmp / f"killed_{killed}"
-    processes = train(tmp, 2, 1, dataset, workdir)
-    wait_for_step(processes, workdir, 2)
+def kill_and_see(processes: list, killed: int) -> None:
+    """Kill one of several processes; the others end within a minute with a line that names it."""
     processes[killed].kill()
     began = time.monotonic()
-    code, output = finish([processes[1 - killed]])[0]
-    assert time.monotonic() - began < 60
     processes[killed].communicate()
-    assert code == 1, output
-    lines = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert f"process {killed} of 2 was lost" in lines[0]
-    assert "goes on from the last checkpoint" in lines[0]
+    for code, output in finish(processes[:killed] + processes[killed + 1 :]):
+        assert code == 1, output
+        lines = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, output
+        assert f"process {killed} of {len(processes)} was lost" in lines[0]
+        assert "goes on from the last checkpoint" in lines[0]
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("killed", [0, 2])
+def test_a_killed_process_ends_the_others_with_a_line_that_names_it(tmp, killed):
+    processes = start(tmp, 3, 1, "tests/launch/endless_sum.py")
+    for process in processes:
+        while "3 devices" not in (line := process.stdout.readline()):
+            assert line, "it ended before it began"
+    kill_and_see(processes, killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_training_process_ends_the_other_and_the_run_goes_on(tmp, dataset, alone, killed):
+    workdir = tmp / f"killed_{killed}"
+    processes = train(tmp, 2, 1, dataset, workdir)
+    wait_for_step(processes, workdir, 4)
+    kill_and_see(processes, killed)
+    for code, output in finish(train(tmp, 2, 1, dataset, workdir)):
+        assert code == 0, output
+    np.testing.assert_allclose(trace(workdir), trace(alone), rtol=2e-5)
 
 
 def test_a_mistake_in_one_process_ends_all_with_its_line(tmp, dataset):
