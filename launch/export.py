@@ -99,6 +99,7 @@ def export_checkpoint() -> tuple[Path, str]:
 def verify(folder: Path, base: str, dataset: str) -> None:
     """Compare an export in PyTorch and write the figures into its model card."""
     certificate.check_verifiable(folder)
+    certificate.check_base(folder, base)
     held_out = _held_out(folder, dataset)
     _say("loading the files in PyTorch and comparing")
     try:

@@ -40,7 +40,7 @@ from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.grad_cache import StreamedStep
 from vtalign_jax.training.initial import FRESH, place, read_initial
 from vtalign_jax.training.mask_log import MaskLog
-from vtalign_jax.training.session import Session
+from vtalign_jax.training.session import Session, find_standing
 from vtalign_jax.training.signatures import make_text_embedder, record_signatures
 from vtalign_jax.training.state import init_state
 from vtalign_jax.training.step import Bind, make_train_step
@@ -89,8 +89,9 @@ def main() -> None:
     base = base_fingerprint(model.directory)
     fingerprints = manifest.Fingerprints(base, train_split.fingerprint)
     _check_processes(workdir, config, fingerprints)
+    is_new = find_standing(workdir, config, fingerprints) is None
+    initial = read_initial(config, model, _say) if is_new else FRESH
     session = Session(workdir, config, fingerprints, epoch_steps, _clip_facts(train_split))
-    initial = FRESH if session.is_resumed else read_initial(config, model, _say)
     _say(f"loading the base from {model.directory}")
     drawn, frozen = load(model, mesh)
     start = place(initial, drawn)

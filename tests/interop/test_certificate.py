@@ -195,6 +195,16 @@ runpy.run_path("launch/export.py", run_name="__main__")
     assert certificate.results(out) == [stored]  # replaced, not added
 
 
+def test_another_base_than_the_one_trained_on_is_refused_before_the_card_is_touched(
+    export_of, smolvlm
+):
+    folder = export_of("idefics3")
+    certificate.check_base(folder, json.loads((folder / forms.SETTINGS).read_text())["base"])
+    certificate.check_base(folder, "")
+    with pytest.raises(UserError, match="is not the base that"):
+        certificate.check_base(folder, str(smolvlm.parent / "base"))
+
+
 def test_what_the_model_says_is_compared_and_a_rise_of_the_loss_warned_of(export_of):
     from vtalign_jax.interop.torch_scripts import check
 

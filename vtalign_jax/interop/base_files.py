@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from vtalign_jax.errors import UserError
@@ -27,7 +26,6 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
-_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
@@ -199,8 +197,15 @@ def _header_size(file: Path) -> int:
         return int.from_bytes(stream.read(8), "little")
 
 
+def _dtypes() -> dict[str, Any]:
+    import ml_dtypes  # a fingerprint does without, where an export is verified
+
+    return {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
 def _tensors_of(file: Path) -> dict[str, StoredTensor]:
     """Return the tensors of one file. Source: the safetensors format, version 0.4."""
+    dtypes = _dtypes()
     size, start = file.stat().st_size, 8 + _header_size(file)
     try:
         if size < start:
@@ -212,14 +217,14 @@ def _tensors_of(file: Path) -> dict[str, StoredTensor]:
     header.pop("__metadata__", None)
     tensors = {}
     for key, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
+        if entry["dtype"] not in dtypes:
             raise UserError(
-                f"{file}: {key} is stored as {entry['dtype']}; supported are {', '.join(_DTYPES)}"
+                f"{file}: {key} is stored as {entry['dtype']}; supported are {', '.join(dtypes)}"
             )
         begin, end = entry["data_offsets"]
         if start + end > size:
             raise UserError(f"{file} is not a whole safetensors file: {key} is cut off")
-        dtype = _DTYPES[entry["dtype"]]
+        dtype = dtypes[entry["dtype"]]
         tensors[key] = StoredTensor(file, dtype, tuple(entry["shape"]), start + begin)
     return tensors
 

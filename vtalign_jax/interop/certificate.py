@@ -18,6 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from vtalign_jax.errors import UserError
+from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.forms import FORMS, PEFT, SETTINGS, Form, read_json
 
 INPUTS, TENSORS = "certificate.json", "certificate.safetensors"
@@ -224,6 +225,27 @@ def check_verifiable(folder: Path) -> Form:
             f"{folder / INPUTS} may not be written, and the figures belong there; verify a copy"
         )
     return form
+
+
+def check_base(folder: Path, base: str) -> None:
+    """Make sure that the base given for a verification is the one an export was trained on.
+
+    Args:
+      folder: an export.
+      base: a directory; anything else, such as a hub id, is left to the libraries that load it.
+
+    Raises:
+      UserError: it is another one.
+    """
+    if not base or not Path(base).is_dir():
+        return
+    expected = read_json(folder, SETTINGS)["trained"]["fingerprints"]["base"]
+    found = base_fingerprint(Path(base))
+    if found != expected:
+        raise UserError(
+            f"{base} is not the base that {folder} was trained on (fingerprint {expected}, here "
+            f"{found}); name the right one with --base"
+        )
 
 
 def held_out_facts(folder: Path) -> dict[str, Any] | None:
