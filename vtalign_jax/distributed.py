@@ -43,8 +43,9 @@ _PROCESS = flags.DEFINE_integer("process_id", -1, "number of this process, from 
 # A silent host is lost after idle + count * interval seconds.
 _KEEP_ALIVE_SECONDS = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 _CONNECT_SECONDS = 60.0
-_VERDICT_SECONDS = 2.0  # a failed collective waits this long for the news of a lost process
-_DONE, _FAILED = "done", "failed"
+_VERDICT_SECONDS = 2.0  # how long news of another process may overtake an error of this one
+# What processes tell each other: all is done; one has failed; all that hear it are to end.
+_DONE, _FAILED, _END = "done", "failed", "end"
 _TPU_DEVICES = ("accel[0-9]*", "vfio/[0-9]*")  # below /dev
 
 
@@ -64,6 +65,7 @@ def connected() -> Iterator[None]:
         return
     watch = _Watch()
     try:
+        watch.begin()
         yield
     except SystemExit:
         watch.done()
@@ -73,10 +75,10 @@ def connected() -> Iterator[None]:
     except UserError as error:
         watch.fail(f"error: {' '.join(str(error).split())}", 2)
     except BaseException as error:
-        # A collective fails at once where another process is lost: then that is the news.
-        time.sleep(_VERDICT_SECONDS)
-        traceback.print_exc()
-        watch.fail(f"error: {type(error).__name__}: {str(error).splitlines()[0][:200]}", 1)
+        # A collective fails where another process is lost or has failed: then that is the news.
+        time.sleep(2 * _VERDICT_SECONDS)
+        line = f"error: {type(error).__name__}: {_first_line(error)}"
+        watch.fail(line, 1, traceback.format_exc())
     watch.done()
 
 
@@ -137,31 +139,35 @@ class _Watch:
     """The connections over which processes say how they end; each is read by a thread."""
 
     def __init__(self) -> None:
+        self._number, self._count = jax.process_index(), jax.process_count()
+        self._peers: dict[int, socket.socket] = {}
+        self._last_words = threading.Lock()  # taken once, by the thread that ends the process
+
+    def begin(self) -> None:
         """Connect every process with process 0.
 
         Raises:
           UserError: process 0 cannot be reached.
         """
-        self._number, self._count = jax.process_index(), jax.process_count()
-        self._peers: dict[int, socket.socket] = {}
-        self._is_ending = threading.Event()
         listener = socket.create_server(("", 0)) if self._number == 0 else None
-        address = np.zeros(5, np.int32)
+        told = np.zeros(9, np.int32)  # address, port, token
         if listener is not None:
-            address[:4] = list(socket.inet_aton(_own_address()))
-            address[4] = listener.getsockname()[1]
-        address = multihost_utils.broadcast_one_to_all(address)
+            told[:4] = list(socket.inet_aton(_own_address()))
+            told[4] = listener.getsockname()[1]
+            told[5:] = list(os.urandom(4))
+        told = [int(number) for number in multihost_utils.broadcast_one_to_all(told)]
+        token = bytes(told[5:]).hex()
         if listener is None:
-            self._connect(".".join(map(str, address[:4])), int(address[4]))
+            self._connect(".".join(map(str, told[:4])), told[4], token)
         else:
-            self._accept(listener)
+            self._accept(listener, token)
         for number, peer in self._peers.items():
             threading.Thread(target=self._listen, args=(number, peer), daemon=True).start()
 
-    def _connect(self, host: str, port: int) -> None:
+    def _connect(self, host: str, port: int, token: str) -> None:
         try:
             peer = socket.create_connection((host, port), _CONNECT_SECONDS)
-            peer.sendall(f"{self._number}\n".encode())
+            peer.sendall(f"{token} {self._number}\n".encode())
         except OSError as error:
             raise UserError(
                 f"process {self._number} cannot reach process 0 at {host}:{port} ({error}); allow "
@@ -169,13 +175,19 @@ class _Watch:
             ) from error
         self._peers[0] = _kept_alive(peer)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, token: str) -> None:
+        """Wait for the other processes; whoever else connects does not know the token."""
         listener.settimeout(_CONNECT_SECONDS)
+        expected = {f"{token} {number}": number for number in range(1, self._count)}
         try:
             while len(self._peers) < self._count - 1:
                 peer, _ = listener.accept()
-                self._peers[int(_read_line(peer))] = _kept_alive(peer)
-        except (OSError, ValueError) as error:
+                number = expected.get(_read_line(peer))
+                if number is None:
+                    peer.close()
+                else:
+                    self._peers[number] = _kept_alive(peer)
+        except OSError as error:
             missing = sorted(set(range(1, self._count)) - self._peers.keys())
             raise UserError(
                 f"processes {missing} did not connect with process 0 ({error}); allow TCP between "
@@ -192,48 +204,51 @@ class _Watch:
             said, cause = "", f" ({error.strerror or error})"
         else:
             cause = ""
-        if said == _DONE or self._is_ending.is_set():
+        if said == _DONE:
             return
         if said.startswith(_FAILED):
-            self.fail(said.removeprefix(_FAILED).strip(), 1, is_passed_on=True)
-        self.fail(
-            f"error: process {number} of {self._count} was lost{cause}: killed, out of memory, or "
-            "its host is gone; the same command on every host goes on from the last checkpoint",
-            1,
-            is_passed_on=True,
-        )
+            time.sleep(_VERDICT_SECONDS)  # the same error may be about to end this process, too
+        if not said:
+            said = (
+                f"error: process {number} of {self._count} was lost{cause}: killed, out of memory, "
+                "or its host is gone; the same command on every host goes on from the last "
+                "checkpoint"
+            )
+        line = said.removeprefix(_FAILED).removeprefix(_END).strip()
+        self._end(line, 1, f"{_END} {line}")
 
-    def fail(self, message: str, code: int, *, is_passed_on: bool = False) -> NoReturn:
-        """Say why this process ends, pass it on to the others, and end at once.
+    def fail(self, message: str, code: int, details: str = "") -> NoReturn:
+        """Say why this process ends, tell the others, and end at once.
 
         Ending in order would wait for the others, which wait for this one.
 
         Args:
           message: the line.
           code: exit code.
-          is_passed_on: whether another process is the cause.
+          details: printed before it, here alone.
         """
-        if self._is_ending.is_set():
-            time.sleep(_VERDICT_SECONDS)  # another thread is about to end the process
-        self._is_ending.set()
+        cause = message.removeprefix("error: ")
+        told = f"error: process {self._number} of {self._count} ended ({cause})"
+        self._end(details + message, code, f"{_FAILED} {told}")
+
+    def _end(self, message: str, code: int, told: str) -> NoReturn:
+        self._last_words.acquire()
         sys.stdout.flush()
         os.write(sys.stderr.fileno(), f"{message}\n".encode())
-        told = message if is_passed_on else f"error: process {self._number} of {self._count} ended"
-        if not is_passed_on:
-            told += f" ({message.removeprefix('error: ')})"
-        self._tell(f"{_FAILED} {told}\n")
+        self._tell(told)
+        if self._number == 0:  # JAX aborts the others as soon as this process is gone
+            time.sleep(2 * _VERDICT_SECONDS)
         os._exit(code)
 
     def done(self) -> None:
         """Say that this process has done its work, and wait until all have."""
-        self._is_ending.set()
-        self._tell(f"{_DONE}\n")
+        self._tell(_DONE)
         jax.distributed.shutdown()
 
     def _tell(self, line: str) -> None:
         for peer in self._peers.values():
             with contextlib.suppress(OSError):  # it has ended, too
-                peer.sendall(line.encode())
+                peer.sendall(f"{line}\n".encode())
 
 
 def _own_address() -> str:
@@ -242,8 +257,11 @@ def _own_address() -> str:
     if host:
         return socket.gethostbyname(host.strip("[]"))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # of the block for documentation; nothing is sent
-        return probe.getsockname()[0]
+        try:
+            probe.connect(("192.0.2.1", 9))  # of the block for documentation; nothing is sent
+            return probe.getsockname()[0]
+        except OSError:  # no way out of this network
+            return socket.gethostbyname(socket.gethostname())
 
 
 def _kept_alive(peer: socket.socket) -> socket.socket:

@@ -154,6 +154,17 @@ def test_a_killed_process_ends_the_others_with_a_line_that_names_it(tmp, killed)
     kill_and_see(processes, killed)
 
 
+@pytest.mark.parametrize("raises", [0, 1])
+def test_an_error_in_one_process_ends_the_other_with_its_line(tmp, raises):
+    ends = finish(start(tmp, 2, 1, "tests/launch/endless_sum.py", f"--raises={raises}"))
+    assert [code for code, _ in ends] == [1, 1], ends
+    assert "error: OSError: no space left" in ends[raises][1]
+    assert "Traceback" in ends[raises][1]
+    told = f"error: process {raises} of 2 ended (OSError: no space left)"
+    assert told in ends[1 - raises][1]
+    assert "Traceback" not in ends[1 - raises][1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_training_process_ends_the_other_and_the_run_goes_on(tmp, dataset, alone, killed):
