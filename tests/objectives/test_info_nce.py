@@ -10,6 +10,7 @@ import pytest
 from tests.objectives.identities import make_identity
 from vtalign_jax import sharding
 from vtalign_jax.config import MeshConfig, ObjectiveConfig
+from vtalign_jax.doctor import reference
 from vtalign_jax.objectives import negatives
 from vtalign_jax.objectives.info_nce import make_info_nce, weighted_info_nce
 
@@ -20,18 +21,6 @@ def unit_rows(rng: np.random.Generator, rows: int, size: int = 12) -> np.ndarray
     return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
 
 
-def reference_loss(z_video, z_text, temperature, weights, right=None) -> float:
-    """The formula, term by term, in float64; `right[i, j]`: text j answers clip i."""
-    v, x, w = (np.asarray(a, np.float64) for a in (z_video, z_text, weights))
-    s = v @ x.T / float(temperature)
-    p = np.eye(len(s), dtype=bool) if right is None else np.asarray(right)
-    total = 0.0
-    for i in range(len(s)):
-        for e, row, weight in ((np.exp(s[i]), p[i], w[i]), (np.exp(s[:, i]), p[:, i], w[:, i])):
-            total -= np.log(e[row].sum() / (e[row].sum() + (weight * e)[~row].sum()))
-    return total / len(s)
-
-
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
 def test_loss_equals_the_formula_in_float64(temperature):
     rng = np.random.default_rng(0)
@@ -40,7 +29,7 @@ def test_loss_equals_the_formula_in_float64(temperature):
     np.fill_diagonal(weights, 1.0)
     ours = weighted_info_nce(z_video, z_text, jnp.float32(temperature), jnp.float32(weights))
     np.testing.assert_allclose(
-        ours, reference_loss(z_video, z_text, temperature, weights), rtol=2e-6
+        ours, reference.info_nce(z_video, z_text, temperature, weights), rtol=2e-6
     )
 
 
@@ -70,7 +59,7 @@ def test_gradients_equal_finite_differences_in_float64():
         for sign in (1, -1):
             moved = [np.asarray(a, np.float64) for a in arguments]
             moved[position] = moved[position] + sign * 1e-6 * direction
-            shifted.append(reference_loss(*moved, weights))
+            shifted.append(reference.info_nce(*moved, weights))
         expected = (shifted[0] - shifted[1]) / 2e-6
         np.testing.assert_allclose(np.sum(gradient * direction), expected, rtol=1e-4)
 
@@ -123,7 +112,7 @@ def test_loss_and_gradients_equal_the_reference_for_every_preset_and_policy(kind
     right = np.asarray(negatives.is_positive(identity, identity, objective))[np.ix_(real, real)]
 
     def reference(v, x, temperature):
-        return reference_loss(v[real], x[real], temperature, weights, right)
+        return reference.info_nce(v[real], x[real], temperature, weights, right)
 
     exact = [np.asarray(a, np.float64) for a in arguments]
     np.testing.assert_allclose(value, reference(*exact), rtol=1e-5, atol=1e-6)

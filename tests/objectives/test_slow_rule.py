@@ -15,10 +15,10 @@ import pytest
 
 from data.dst_clips.write import Listeners, Machines, write_dataset
 from tests.epic_kitchens import CSV, FRAMES, SIZE, prepare_validation
-from tests.objectives.slow_rule import Annotated, is_right, ranked, relations, weight
 from tests.pipeline.clip_fixtures import FakeTokenizer, jpeg
 from tests.proassist_tree import CAMERAS, SEQUENCE, write_arrow
 from vtalign_jax.config import ObjectiveConfig, resolve
+from vtalign_jax.doctor.slow_rule import Annotated, is_right, ranked, relations, weight
 from vtalign_jax.dst.plan import Settings, make_plan
 from vtalign_jax.objectives import negatives
 from vtalign_jax.pipeline.dataset import open_split
