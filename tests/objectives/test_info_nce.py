@@ -111,18 +111,18 @@ def test_loss_and_gradients_equal_the_reference_for_every_preset_and_policy(kind
     weights = weights[np.ix_(real, real)]
     right = np.asarray(negatives.is_positive(identity, identity, objective))[np.ix_(real, real)]
 
-    def reference(v, x, temperature):
+    def exact_loss(v, x, temperature):
         return reference.info_nce(v[real], x[real], temperature, weights, right)
 
     exact = [np.asarray(a, np.float64) for a in arguments]
-    np.testing.assert_allclose(value, reference(*exact), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(value, exact_loss(*exact), rtol=1e-5, atol=1e-6)
     for position, gradient in enumerate(gradients):
         direction = rng.normal(size=np.shape(arguments[position]))
         shifted = []
         for sign in (1, -1):
             moved = list(exact)
             moved[position] = moved[position] + sign * 1e-6 * direction
-            shifted.append(reference(*moved))
+            shifted.append(exact_loss(*moved))
         expected = (shifted[0] - shifted[1]) / 2e-6
         np.testing.assert_allclose(np.sum(gradient * direction), expected, rtol=1e-5, atol=1e-6)
 
