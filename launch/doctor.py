@@ -50,6 +50,8 @@ def main() -> None:
         checked.append(found)
         if is_text:
             _say(found.line)
+        if not found.finding.passed and jax.process_index():  # perhaps on this machine alone
+            print(f"process {jax.process_index()}: {found.line}", file=sys.stderr, flush=True)
     failed = [found.name for found in checked if not found.finding.passed]
     seconds = time.perf_counter() - began
     if is_text:

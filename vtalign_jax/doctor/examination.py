@@ -47,13 +47,11 @@ class Checked:
     def line(self) -> str:
         """The line as text."""
         found = self.finding
-        figure = "none" if found.figure is None else f"{found.figure:.2g}"
-        verdict = "pass" if found.passed else "FAIL"
+        start = f"{'pass' if found.passed else 'FAIL'}  {self.name:<15}"
+        if found.figure is None:
+            return f"{start} {found.where}"
         where = f" ({found.where})" if found.where else ""
-        return (
-            f"{verdict}  {self.name:<15} {figure:>8} (limit {found.limit:g})  "
-            f"{found.compared}{where}"
-        )
+        return f"{start} {found.figure:>8.2g} (limit {found.limit:g})  {found.compared}{where}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields; a figure that JSON has no number for is null."""
@@ -78,5 +76,5 @@ def examine(subject: Subject, names: Iterable[str] = tuple(CHECKS)) -> Iterator[
             finding = CHECKS[name](subject)
         except Exception as error:  # whatever a device or a library comes up with
             lines = f"{type(error).__name__}: {error}".splitlines()
-            finding = Finding("nothing, for it raised", None, math.nan, lines[0])
+            finding = Finding("nothing: it raised", None, None, lines[0])
         yield Checked(name, finding, time.perf_counter() - began)

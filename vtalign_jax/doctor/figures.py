@@ -14,14 +14,14 @@ class Finding:
 
     Attributes:
       compared: what was held against what.
-      figure: how far they are apart; None if the check could not say.
-      limit: the largest figure that passes.
+      figure: how far they are apart; None if the check raised.
+      limit: the largest figure that passes; None if the check raised.
       where: what is farthest apart, or why there is no figure.
     """
 
     compared: str
     figure: float | None
-    limit: float
+    limit: float | None
     where: str = ""
 
     @property

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from vtalign_jax.config import ObjectiveConfig
 from vtalign_jax.doctor import reference, slow_rule
 from vtalign_jax.doctor.figures import Finding, relative_error, worst
 from vtalign_jax.doctor.recordings import make_nodes, make_split
-from vtalign_jax.doctor.subject import FRAMES, SEED, Subject, local_rows
+from vtalign_jax.doctor.subject import FRAMES, SEED, Subject, spread
 from vtalign_jax.objectives import negatives
 from vtalign_jax.objectives.info_nce import make_info_nce
 
@@ -29,7 +28,7 @@ def collectives(subject: Subject) -> Finding:
     """Gather, sum, maximum and scattered sum of whole numbers over the mesh."""
     count, rng = subject.mesh.size, np.random.default_rng(SEED)
     rows = rng.integers(-4096, 4096, (4 * count, 3)).astype(np.float32)
-    found = jax.device_get(_collect(subject.mesh)(_on_mesh(rows, subject.mesh)))
+    found = jax.device_get(_collect(subject.mesh)(spread(rows, subject.mesh)))
     by_device = rows.reshape(count, 4, 3)
     factor = 1.0 + np.arange(count) % 2
     expected = {
@@ -79,9 +78,9 @@ def loss(subject: Subject) -> Finding:
         jax.value_and_grad(lambda *z: function(*z), argnums=(0, 1, 2)),
         out_shardings=jax.NamedSharding(mesh, sharding.WHOLE),
     )
-    on_mesh = [_on_mesh(x, mesh) for x in (video, text)]
+    on_mesh = [spread(x, mesh) for x in (video, text)]
     value, slopes = jax.device_get(
-        differentiate(*on_mesh, jnp.float32(_TEMPERATURE), _on_mesh(identity, mesh))
+        differentiate(*on_mesh, jnp.float32(_TEMPERATURE), spread(identity, mesh))
     )
     weights = np.exp(jax.device_get(negatives.log_weights(identity, identity, objective)))
     arguments = (video[real], text[real], _TEMPERATURE, weights[real][:, real])
@@ -178,7 +177,3 @@ def _with_limit(found: tuple[float, str], limit: float) -> tuple[float, float, s
 def _unit_rows(rng: np.random.Generator, rows: int, size: int = _EMBEDDING) -> np.ndarray:
     z = rng.standard_normal((rows, size))
     return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
-
-
-def _on_mesh(tree: Any, mesh: Mesh) -> Any:
-    return sharding.to_devices(local_rows(tree, mesh), mesh)

@@ -18,7 +18,7 @@ from vtalign_jax.training.step import make_loss
 
 _LIMIT = 1e-4  # of float32 through a whole model
 _SIDES = ("right", "left", "on both sides")
-_BFLOAT16_LIMIT = 0.1  # of the distance; its roundings alone make a tenth of that
+_BFLOAT16_LIMIT = 0.2  # of the distance; roundings alone come to 0.04, a wrong gradient to 1
 
 
 def devices(subject: Subject) -> Finding:

@@ -64,7 +64,7 @@ def pixels(subject: Subject) -> Finding:
     """Every level of every channel, normalised on the device, with the processor's own numbers."""
     settings = read_json(subject.processor, _SETTINGS)
     levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)[:, None]
-    ours = jax.device_get(jax.jit(aligner.normalise)(levels))
+    ours = jax.device_get(jax.jit(lambda x: aligner.normalise(x))(levels))
     mean, std = (np.array(settings.get(f"image_{name}", [0.5] * 3)) for name in ("mean", "std"))
     theirs = (levels.astype(np.float64) / 255.0 - mean) / std
     return Finding(

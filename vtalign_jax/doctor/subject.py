@@ -4,7 +4,7 @@ Everything is made by what training itself calls. What several checks need is co
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,17 +59,25 @@ class Subject:
       alone: of one device of this process.
     """
 
-    def __init__(self, base: Path, processor: Path, devices: list | None = None) -> None:
+    def __init__(
+        self,
+        base: Path,
+        processor: Path,
+        devices: list | None = None,
+        sections: Mapping[str, dict[str, Any]] | None = None,
+    ) -> None:
         """Prepare; nothing is read or compiled yet.
 
         Args:
           base: see the class.
           processor: see the class.
-          devices: all of this many; None for all that there are.
+          devices: to be examined; None for all that there are.
+          sections: fields of the configuration that are to differ from `config_of`.
         """
         devices = jax.devices() if devices is None else devices
         self.base, self.processor = base, processor
         self.mesh = sharding.make_mesh(MeshConfig(fsdp=2 - len(devices) % 2), devices)
+        self._sections = sections or {}
         self._embedders: dict[Mesh, Callable] = {}
         self.alone = sharding.make_mesh(MeshConfig(), self.mesh.local_devices[:1])
 
@@ -81,16 +89,21 @@ class Subject:
     def config_of(self, dtype: str, max_text_tokens: int = 24) -> Config:
         """Return the configuration for a compute dtype and a length of texts."""
         rows = self.mesh.size * max(MICROBATCH + 1, -(-_LEAST_ROWS // self.mesh.size))
-        model = {"base": str(self.base), "embedding_dim": 40}
-        return resolve(
-            {
-                "model": model | {"compute_dtype": dtype, "frozen_dtype": dtype},
-                "tune": {"text_blocks": 2, "rank": 3, "alpha": 6.0, "dropout": 0.1},
-                "data": {"frames": FRAMES, "max_text_tokens": max_text_tokens},
-                "objective": {"itm_weight": 0.5, "caption_weight": 0.2},
-                "train": {"contrastive_batch": rows, "microbatch": MICROBATCH, "seed": SEED},
-            }
-        )
+        values = {
+            "model": {
+                "base": str(self.base),
+                "embedding_dim": 40,
+                "compute_dtype": dtype,
+                "frozen_dtype": dtype,
+            },
+            "tune": {"text_blocks": 2, "rank": 3, "alpha": 6.0, "dropout": 0.1},
+            "data": {"frames": FRAMES, "max_text_tokens": max_text_tokens},
+            "objective": {"itm_weight": 0.5, "caption_weight": 0.2},
+            "train": {"contrastive_batch": rows, "microbatch": MICROBATCH, "seed": SEED},
+        }
+        for name, fields in self._sections.items():
+            values[name] = values.get(name, {}) | fields
+        return resolve(values)
 
     @functools.cached_property
     def bind(self) -> Bind:
@@ -165,8 +178,7 @@ class Subject:
         if mesh not in self._embedders:
             self._embedders[mesh] = make_embed(self.bind, mesh)
         with jax.default_matmul_precision("highest"):
-            rows = sharding.to_devices(local_rows(batch, mesh), mesh)
-            _, embedded = self._embedders[mesh](*self.on(mesh), rows)
+            _, embedded = self._embedders[mesh](*self.on(mesh), spread(batch, mesh))
         return jax.device_get(embedded)
 
     def on(self, mesh: Mesh) -> tuple[parameters.Parameters, parameters.Parameters]:
@@ -188,8 +200,16 @@ def _make_streamed(*arguments: Any) -> Callable:
     return StreamedStep(*arguments, say=lambda line: None)
 
 
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Return whole arrays, known to every process, split by rows over the mesh, in their order."""
+    rows = NamedSharding(mesh, sharding.ROWS)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, rows, lambda index: x[index]), tree
+    )
+
+
 def local_rows(batch: Batch, mesh: Mesh) -> Batch:
-    """Return this process's slice of a whole batch."""
+    """Return this process's slice of a whole batch, as a loader gives it."""
     share = len(mesh.local_devices)
     if share == mesh.size:
         return batch
