@@ -4,6 +4,7 @@ import json
 import math
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -77,6 +78,10 @@ def test_a_healthy_package_passes_what_takes_seconds(healthy):
 
 def test_a_healthy_package_passes_the_checks_of_padding_and_devices(healthy_light):
     assert failed(healthy_light, {"padding_tokens", "devices"}) == set()
+
+
+def test_the_gradient_of_every_leaf_is_there_to_be_compared(healthy_light):
+    assert [p for p, x in healthy_light.on_one.gradient.items() if not np.any(x)] == []
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -60,10 +60,17 @@ def padding_rows(subject: Subject) -> Finding:
 
 
 def _steps_apart(compared: str, ours: Stepped, theirs: Stepped) -> Finding:
-    expected = theirs.parts()
-    figure, name = worst({k: relative_error(v, expected[k]) for k, v in ours.parts().items()})
+    figure, name = worst(_apart(ours, theirs, relative_error))
     counted = f"{len(ours.losses)} losses and {len(ours.gradient)} gradient leaves"
     return Finding(f"{counted}, {compared}", figure, _LIMIT, name)
+
+
+def _apart(ours: Stepped, theirs: Stepped, distance: Callable) -> dict[str, float]:
+    """Return how far losses and gradient leaves are apart, by name."""
+    found, expected = ours.parts(), theirs.parts()
+    if found.keys() != expected.keys():
+        raise ValueError(f"only one of two has {', '.join(found.keys() ^ expected.keys())}")
+    return {name: distance(value, expected[name]) for name, value in found.items()}
 
 
 def padding_tokens(subject: Subject) -> Finding:
@@ -152,9 +159,7 @@ def scans_bfloat16(subject: Subject) -> Finding:
     loss = make_loss(bind, config, subject.alone)
     differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True))
     ours = _differentiated(subject, config, differentiate)
-    theirs = _unrolled(subject, config)
-    expected = theirs.parts()
-    errors = {k: relative_distance(v, expected[k]) for k, v in ours.parts().items()}
+    errors = _apart(ours, _unrolled(subject, config), relative_distance)
     figure, name = worst(errors)
     compared = f"{len(errors)} losses and gradient leaves in bfloat16, scans with plain loops"
     return Finding(compared, figure, _BFLOAT16_LIMIT, name)

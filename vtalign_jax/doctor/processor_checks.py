@@ -26,6 +26,7 @@ from vtalign_jax.pipeline.transforms import Row, RowMaker
 
 _SETTINGS = "preprocessor_config.json"
 _LANCZOS = 1  # Pillow's number, as in _SETTINGS
+_LEVELS = 3.0  # of 255: roundings of up to four passes; another filter is off by ten or more
 _SHAPES = ((90, 160), (160, 90), (131, 131), (40, 52))  # height, width of pictures, in pixels
 _RECORDS = (0, 3)  # one with all its frames, one without the last
 # Window in seconds, frames looked for in it, those that exist.
@@ -53,7 +54,9 @@ def resize(subject: Subject) -> Finding:
         name: _levels_apart(ours, reference.square(x, size)) for name, (ours, x) in pairs.items()
     }
     figure, name = worst(errors)
-    return Finding(f"{len(errors)} frames with Lanczos in NumPy, levels of 255", figure, 2.0, name)
+    return Finding(
+        f"{len(errors)} frames with Lanczos in NumPy, levels of 255", figure, _LEVELS, name
+    )
 
 
 def _levels_apart(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -68,8 +68,9 @@ def square(picture: np.ndarray, size: int) -> np.ndarray:
 
 def lanczos(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return uint8[height, width, 3], resampled across and then down, whole levels after each."""
-    across = _levels(np.einsum("WV,HVC->HWC", _kernel(picture.shape[1], width), picture))
-    return _levels(np.einsum("HG,GWC->HWC", _kernel(picture.shape[0], height), across))
+    across = _kernel(picture.shape[1], width) @ picture.astype(np.float64)  # [H, width, 3]
+    down = np.tensordot(_kernel(picture.shape[0], height), _levels(across), axes=1)
+    return _levels(down)
 
 
 def _kernel(source: int, target: int) -> np.ndarray:

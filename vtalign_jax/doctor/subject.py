@@ -184,10 +184,9 @@ class Subject:
     def on(self, mesh: Mesh) -> tuple[parameters.Parameters, parameters.Parameters]:
         """Return the leaves where training has them."""
         trained, frozen = self.leaves
+        whole = NamedSharding(mesh, sharding.WHOLE)
         places = sharding.frozen_shardings(frozen, mesh)
-        return jax.device_put(trained, NamedSharding(mesh, sharding.WHOLE)), jax.device_put(
-            frozen, places
-        )
+        return jax.device_put(trained, whole), jax.device_put(frozen, places)
 
 
 def _make_direct(*arguments: Any) -> Callable:
