@@ -21,7 +21,7 @@ import time
 import jax
 from absl import flags
 
-from vtalign_jax import commandline
+from vtalign_jax import commandline, distributed
 from vtalign_jax.doctor.examination import CHECKS, Checked, examine
 from vtalign_jax.doctor.subject import Subject
 from vtalign_jax.errors import UserError
@@ -95,4 +95,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main)
+    commandline.run(main, around=distributed.connected)
