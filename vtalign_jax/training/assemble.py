@@ -26,7 +26,7 @@ class Assembly(NamedTuple):
     """A model that holds no arrays yet.
 
     Attributes:
-      directory: the base checkpoint.
+      directory: the base checkpoint; None where only its numbers are known.
       base: its numbers.
       make_model: builds the module with random values.
       bind: arrays by path -> model.
@@ -34,7 +34,7 @@ class Assembly(NamedTuple):
       frozen: of the frozen leaves.
     """
 
-    directory: Path
+    directory: Path | None
     base: SmolVLMConfig
     make_model: Callable[[], AlignerModel]
     bind: Callable[[Mapping[str, jax.Array]], AlignerModel]
@@ -49,7 +49,11 @@ def assemble(config: Config) -> Assembly:
       UserError: no such base, or one of another architecture.
     """
     directory = resolve_base(config.model.base)
-    base = read_config(directory)
+    return assemble_of(read_config(directory), config, directory)
+
+
+def assemble_of(base: SmolVLMConfig, config: Config, directory: Path | None = None) -> Assembly:
+    """Return the model of a configuration on a base of these numbers, wherever its files are."""
     adapters = trainable.adapter_config(config.tune)
 
     def make_model() -> AlignerModel:

@@ -157,9 +157,26 @@ class StreamedStep:
 
     def _compile(self, state: TrainState, frozen: dict, parts: list[Batch]) -> None:
         """Make the four functions, once it is known where prefixes are kept."""
+        local = self._mesh.local_devices
+        size = self.prefix_bytes(state, frozen, parts)
+        free_on_device, free_on_host = least_free_bytes(local[0])
+        keep = self.choose_keep(size, free_on_device * len(local), free_on_host)
+        where = {"device": "kept on the devices", "host": "kept on the host"}
+        self._say(
+            f"{len(parts)} microbatches a step; what the frozen part makes of them "
+            f"({size / 2**20:,.0f} MiB a process) is {where.get(keep, 'computed twice')}"
+        )
+        self.make_functions(keep)
+
+    def make_functions(self, keep: str) -> None:
+        """Make the four functions.
+
+        Args:
+          keep: where prefixes wait: "device", "host" or "never".
+        """
         whole, rows = (NamedSharding(self._mesh, s) for s in (sharding.WHOLE, sharding.ROWS))
-        self.keep = self._choose_keep(state, frozen, parts)
-        kept = NOTHING_KEPT if self.keep == "never" else Prefixes(rows, rows)
+        self.keep = keep
+        kept = NOTHING_KEPT if keep == "never" else Prefixes(rows, rows)
         places = _Loss(whole, whole, whole, whole, rows, rows, rows)
         self.functions = _Functions(
             jax.jit(self._embed, out_shardings=(rows, kept)),
@@ -168,29 +185,23 @@ class StreamedStep:
             jax.jit(self._update, donate_argnums=0, out_shardings=whole),
         )
 
-    def _choose_keep(self, state: TrainState, frozen: dict, parts: list[Batch]) -> str:
-        """Return where the prefixes of a batch fit, and say so."""
-        local = self._mesh.local_devices
+    def prefix_bytes(self, state: TrainState, frozen: dict, parts: list[Batch]) -> int:
+        """Return the bytes of the prefixes of all microbatches; arrays may be abstract."""
         shapes = jax.eval_shape(
             lambda *given: self._prefixes(self._bind(given[0] | given[1]), given[2]),
             state.params,
             frozen,
             parts[0],
         )
-        size = len(parts) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-        free_on_device, free_on_host = least_free_bytes(local[0])
+        return len(parts) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+
+    def choose_keep(self, size: int, free_on_devices: int, free_on_host: int) -> str:
+        """Return where prefixes of `size` bytes wait: as configured, or where they fit."""
         if self._keep_wanted != "auto":
-            keep = self._keep_wanted
-        elif size <= _DEVICE_SHARE * free_on_device * len(local):
-            keep = "device"
-        else:
-            keep = "host" if size <= _HOST_SHARE * free_on_host else "never"
-        where = {"device": "kept on the devices", "host": "kept on the host"}
-        self._say(
-            f"{len(parts)} microbatches a step; what the frozen part makes of them "
-            f"({size / 2**20:,.0f} MiB a process) is {where.get(keep, 'computed twice')}"
-        )
-        return keep
+            return self._keep_wanted
+        if size <= _DEVICE_SHARE * free_on_devices:
+            return "device"
+        return "host" if size <= _HOST_SHARE * free_on_host else "never"
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         """Yield microbatches of this process, the last one filled up with padding rows."""

@@ -1,0 +1,129 @@
+r"""Plan: what a run costs and whether it fits, before a TPU is rented.
+
+    python launch/plan.py --config=configs/pretrain.py --topology=v5e:4x4 \
+        [--slices=2] [--pairs=100000 --price=1.2] [--config.train.microbatch=8]
+
+Compiles the training step of the configuration for the TPU named, without one, and tells what the
+compiler says: memory by part, what the devices send each other, an estimate of time and cost.
+Neither weights nor data are needed. Ends with 1 if the step does not fit. Needs libtpu, as
+`pip install -e '.[tpu]'` brings it, and a few minutes for the 2.2B model.
+"""
+
+import contextlib
+import json
+import math
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from vtalign_jax import commandline
+from vtalign_jax.config import Config, resolve, warnings
+from vtalign_jax.errors import UserError
+from vtalign_jax.planning import topology
+
+topology.prepare_environment()  # before anything imports JAX
+
+from vtalign_jax.pipeline.dataset import open_split  # noqa: E402
+from vtalign_jax.planning import hints, report, table  # noqa: E402
+from vtalign_jax.planning.abstract import Base, find_base  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="file of the run, such as configs/pretrain.py; --config.a.b=x overrides"
+)
+_TOPOLOGY = flags.DEFINE_string("topology", "", "generation and chips along each axis: v5e:4x4")
+_SLICES = flags.DEFINE_integer("slices", 1, "how many slices of this topology", lower_bound=1)
+_PRICE = flags.DEFINE_float("price", 0.0, "US dollars an hour of a chip, for the cost of an epoch")
+_PAIRS = flags.DEFINE_integer(
+    "pairs", 0, "pairs of an epoch; by default those of config.data.dir, if it is there"
+)
+_WINDOW = flags.DEFINE_float("window_seconds", 4.0, "longest window of a clip, said in its prompt")
+_CLIP_TOKENS = flags.DEFINE_integer(
+    "clip_tokens", 0, "tokens of the longest clip's turn, where the tokenizer is not at hand"
+)
+_TRIES = flags.DEFINE_integer(
+    "tries", 2, "settings to compile in search of one that fits, if this does not", lower_bound=0
+)
+_FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "of what is printed")
+
+
+def main() -> None:
+    """Plan, and look for a setting that fits if this one does not."""
+    config = resolve(_CONFIG.value)
+    # With json nothing else stands on standard output.
+    with contextlib.redirect_stdout(sys.stderr if _FORMAT.value == "json" else sys.stdout):
+        for line in warnings(config):
+            print(f"warning: {line}", flush=True)
+        found = _plan(config)
+        if _FORMAT.value == "table":
+            for line in table.lines(found):
+                print(line, flush=True)
+        if not found["fits"]:
+            print(found["hint"], flush=True)
+    if _FORMAT.value == "json":
+        print(json.dumps(_without_nan(found), indent=2))
+    if not found["fits"]:
+        sys.exit(1)
+
+
+def _plan(config: Config) -> dict:
+    machine = topology.describe(_TOPOLOGY.value, _SLICES.value)
+    data, model = config.data, config.model
+    base = find_base(model.base, data.frames, _WINDOW.value, _CLIP_TOKENS.value)
+    asked = report.Asked(_pairs(config), _PRICE.value)
+    print(
+        f"compiling the step for {machine.chips} chip(s) of {machine.chip.name}, numbers of the "
+        f"base from {base.source}; one to ten minutes for 2.2B parameters",
+        flush=True,
+    )
+    found = report.make_report(base, config, machine, asked)
+    if not found["fits"]:
+        found["hint"] = _hint(found, base, config, machine)
+    return found
+
+
+def _pairs(config: Config) -> int:
+    """Return the pairs of an epoch: as said, or of the dataset if it is there; else 0."""
+    if _PAIRS.value:
+        return _PAIRS.value
+    try:
+        return len(open_split(config.data.dir, config.data.train_split))
+    except UserError:
+        return 0
+
+
+def _hint(found: dict, base: Base, config: Config, machine: topology.Topology) -> str:
+    """Return one line: a setting that was compiled and fits, or what else there is to turn."""
+    tried = []
+    for candidate in hints.candidates(found, config, machine):
+        flags_of = hints.changes(config, candidate)
+        if len(tried) == _TRIES.value:
+            return f"not tried: {flags_of}" + (f"; {', '.join(tried)} do(es) not fit" * bool(tried))
+        print(f"does not fit; trying {flags_of}", flush=True)
+        other = report.make_report(base, candidate, machine, report.Asked(0, 0.0))
+        if other["fits"]:
+            total = table.size(other["memory"]["total_bytes"])
+            return f"it fits with {flags_of}: {total} (compiled)"
+        tried.append(flags_of)
+    largest = found["memory"].get("largest") or [
+        f"{each['shape']} {table.size(each['bytes'])}"
+        for each in found["memory"].get("largest_temporaries", [])
+    ]
+    return (
+        f"nothing tried fits ({', '.join(tried)}); the largest buffer is "
+        f"{largest[0] if largest else 'not named by the compiler'}: take chips with more memory, "
+        "more chips, or fewer config.data.frames"
+    )
+
+
+def _without_nan(value: object) -> object:
+    """Return JSON values with null for what is not a number."""
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    commandline.run(main, required=("config", "topology"))

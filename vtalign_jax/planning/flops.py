@@ -1,0 +1,124 @@
+"""The floating-point operations that a training step cannot do without.
+
+A product of D tokens with a matrix of N weights takes 2 N D forward, as many for the gradient of
+its input and as many for that of its weights. Counted is what the partition asks for: the gradient
+of an input only above the first trained leaf of that pass, that of weights only where they are
+trained. Not counted is recomputation. Products of activations with each other (attention) are
+counted apart: the model FLOPs utilisation is stated without them.
+
+Source of the count: Kaplan et al. (2020), "Scaling Laws for Neural Language Models".
+"""
+
+import re
+from typing import NamedTuple
+
+from vtalign_jax.config import Config
+from vtalign_jax.models.configuration import SmolVLMConfig
+from vtalign_jax.training.assemble import Assembly
+
+
+class Tokens(NamedTuple):
+    """The tokens of a pair.
+
+    Attributes:
+      frames: of its clip.
+      clip: of its clip's turn, with the caption if there is one.
+      text: of its text's turn.
+      captions: of them predicted.
+    """
+
+    frames: int
+    clip: int
+    text: int
+    captions: int
+
+
+class Flops(NamedTuple):
+    """Of one pair.
+
+    Attributes:
+      weights: products with weights.
+      attention: products of activations, causal ones by half.
+    """
+
+    weights: float
+    attention: float
+
+
+def tokens_of(config: Config, clip_tokens: int) -> Tokens:
+    """Return the tokens of a pair; `clip_tokens` are those of the clip's turn alone."""
+    captions = config.data.max_text_tokens if config.objective.caption_weight else 0
+    return Tokens(config.data.frames, clip_tokens + captions, config.data.max_text_tokens, captions)
+
+
+def of_pair(assembly: Assembly, config: Config, tokens: Tokens) -> Flops:
+    """Return what a pair takes, forward and backward."""
+    base = assembly.base
+    return Flops(
+        _forward(assembly, base, tokens) + _backward(assembly, config, base, tokens),
+        _attention(config, base, tokens),
+    )
+
+
+def forward_of_pair(assembly: Assembly, tokens: Tokens) -> float:
+    """Return the products with weights of the forward pass alone."""
+    return _forward(assembly, assembly.base, tokens)
+
+
+def _forward(assembly: Assembly, base: SmolVLMConfig, tokens: Tokens) -> float:
+    total = 0.0
+    for path, leaf in (assembly.trainable | assembly.frozen).items():
+        total += 2.0 * leaf.size * _uses(path, base, tokens)
+    return total
+
+
+def _backward(assembly: Assembly, config: Config, base: SmolVLMConfig, tokens: Tokens) -> float:
+    total = 0.0
+    for path, leaf in (assembly.trainable | assembly.frozen).items():
+        uses = _uses(path, base, tokens)
+        if path in assembly.trainable:
+            total += 2.0 * leaf.size * uses
+        total += 2.0 * leaf.size * _input_gradients(path, uses, config, tokens)
+    return total
+
+
+def _uses(path: str, base: SmolVLMConfig, tokens: Tokens) -> float:
+    """Return how many tokens of a pair are multiplied with a leaf."""
+    if path == "base.text_model.embed_tokens.embedding":
+        return float(tokens.captions * base.tie_word_embeddings)  # the logits' matrix then
+    if not re.search(r"\.(kernel|lora_[ab])$", path):
+        return 0.0  # norms, biases and tables take no products
+    rows = (
+        (r"base\.vision_model\..*", tokens.frames * base.vision.patches_per_side**2),
+        (r"base\.connector\..*", tokens.frames * base.tokens_per_frame),
+        (r"base\.text_model\..*", tokens.clip + tokens.text),
+        (r"base\.lm_head\..*", tokens.captions),
+        (r"head\..*", 2),
+        (r"(video|text)_head\..*", 1),
+        (r"matching_head\..*", 3),
+    )
+    return float(next(count for pattern, count in rows if re.fullmatch(pattern, path)))
+
+
+def _input_gradients(path: str, uses: float, config: Config, tokens: Tokens) -> float:
+    """Return for how many of these tokens the gradient goes on below the leaf."""
+    if not uses or path.startswith("base.vision_model."):
+        return 0.0
+    if path.startswith("base.connector."):
+        return uses if path.endswith(".lora_b") else 0.0  # below it nothing is trained
+    if path.startswith("base.text_model.layers."):
+        return 0.0 if config.tune.connector == "frozen" else float(tokens.clip)
+    return uses
+
+
+def _attention(config: Config, base: SmolVLMConfig, tokens: Tokens) -> float:
+    """Return the products q k^T and weights v, and twice as many for their gradients."""
+    vision, text = base.vision, base.text
+    patches = vision.patches_per_side**2
+    tower = 4.0 * patches**2 * vision.hidden_size * vision.num_hidden_layers * tokens.frames
+    inner = text.num_attention_heads * text.head_dim
+    clip, own = (2.0 * length**2 * inner for length in (tokens.clip, tokens.text))
+    tuned = config.tune.text_blocks
+    lower = text.num_hidden_layers - tuned
+    back = 0 if config.tune.connector == "frozen" else 2
+    return tower + clip * (lower * (1 + back) + tuned * 3) + own * (lower + tuned * 3)
