@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from vtalign_jax.array_types import Identity
 from vtalign_jax.config import ObjectiveConfig
@@ -56,7 +56,14 @@ def make_matching(objective: ObjectiveConfig, mesh: Mesh, tile: int = TILE) -> C
       tile: most pairs whose scores exist at once on a device.
     """
     draw = make_draw(objective, mesh, tile)
-    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    rows = PartitionSpec(mesh.axis_names)
+    fetch = jax.shard_map(
+        functools.partial(_fetch, mesh.axis_names),
+        mesh=mesh,
+        in_specs=(rows, rows),
+        out_specs=rows,
+        check_vma=False,
+    )
 
     def matching(
         head: Callable[[jax.Array], jax.Array],
@@ -68,22 +75,34 @@ def make_matching(objective: ObjectiveConfig, mesh: Mesh, tile: int = TILE) -> C
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         known = jax.lax.stop_gradient((z_video, z_text, temperature))
         drawn = draw(*known, identity, key)
-        own = jnp.arange(len(z_video), dtype=jnp.int32)
-        clips = jnp.stack([own, own, jnp.maximum(drawn.clip, 0)])  # [3, B]
-        texts = jnp.stack([own, jnp.maximum(drawn.text, 0), own])
+        texts, clips = fetch(z_text, drawn.text), fetch(z_video, drawn.clip)
 
         # One kind of pair after the other, made again for the gradient: side by side they would
         # take more than everything else here.
-        def score(_: None, kind: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-            pairs = jnp.concatenate([z_video[kind[0]], z_text[kind[1]]], axis=-1)  # [B, 2 E]
-            return None, head(jax.lax.with_sharding_constraint(pairs, rows))
+        @jax.checkpoint
+        def score(clips: jax.Array, texts: jax.Array) -> jax.Array:
+            return head(jnp.concatenate([clips, texts], axis=-1))
 
-        _, logits = jax.lax.scan(jax.checkpoint(score, prevent_cse=False), None, (clips, texts))
-        logits = logits.T
+        kinds = (z_video, z_text), (z_video, texts), (clips, z_text)
+        logits = jnp.stack([score(*kind) for kind in kinds], axis=1)  # [B, 3]
         exists = jnp.stack([identity.row_mask, drawn.text >= 0, drawn.clip >= 0], axis=1)
         return _cross_entropy(logits, exists)
 
     return matching
+
+
+def _fetch(axes: tuple[str, ...], z: jax.Array, rows: jax.Array) -> jax.Array:
+    """Return rows of the global batch, float32[b, E]; in place of row -1 some other.
+
+    All are gathered once, and once the gradient is sent home. Indexing the global array instead
+    would gather it anew for each use, forward and backward.
+
+    Args:
+      axes: of the mesh.
+      z: float32[b, E], this device's.
+      rows: int32[b], of the global batch.
+    """
+    return jax.lax.all_gather(z, axes, tiled=True)[jnp.maximum(rows, 0)]
 
 
 def _cross_entropy(logits: jax.Array, exists: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
