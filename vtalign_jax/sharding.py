@@ -50,18 +50,19 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
             f"config.mesh.data={config.data} x config.mesh.fsdp={config.fsdp} does not make the "
             f"{len(devices)} devices at hand; set one of them to -1"
         )
-    # make_mesh defaults to Explicit axes in current JAX; the step is written for Auto.
     names, axis_types = ("data", "fsdp"), (AxisType.Auto, AxisType.Auto)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    split = {"allow_split_physical_axes": True}  # any two sizes, not only products of whole axes
     if slices == 1:
-        return jax.make_mesh(sizes, names, axis_types=axis_types, devices=devices)
+        grid = mesh_utils.create_device_mesh(sizes, devices, **split)
+        return Mesh(grid, names, axis_types=axis_types)
     if sizes[0] % slices:
         raise UserError(
             f"config.mesh.data={sizes[0]} does not divide over {slices} slices; use a multiple of "
             f"{slices}, so that config.mesh.fsdp stays inside a slice"
         )
     of_slice = (sizes[0] // slices, sizes[1])
-    grid = mesh_utils.create_hybrid_device_mesh(of_slice, (slices, 1), devices)
+    grid = mesh_utils.create_hybrid_device_mesh(of_slice, (slices, 1), devices, **split)
     return Mesh(grid, names, axis_types=axis_types)
 
 

@@ -79,7 +79,13 @@ def describe(name: str, slices: int = 1) -> Topology:
             "v5p:2x2x2, whole hosts"
         ) from None
     places = {(getattr(device, "slice_index", 0), *device.coords) for device in devices}
-    return Topology(name, slices, devices, chip_of(devices[0].device_kind), len(places))
+    chip = chip_of(devices[0].device_kind)
+    if chip.name == "v4" and len(places) < len(devices):
+        raise UserError(
+            "libtpu describes v4 as two devices a chip, its machines show one: no plan for it is "
+            "right; take another --topology"
+        )
+    return Topology(name, slices, devices, chip, len(places))
 
 
 def check_libtpu() -> str:
