@@ -26,7 +26,7 @@ topology.prepare_environment()  # before anything imports JAX
 
 from vtalign_jax.pipeline.dataset import open_split  # noqa: E402
 from vtalign_jax.planning import hints, report, table  # noqa: E402
-from vtalign_jax.planning.abstract import Base, find_base  # noqa: E402
+from vtalign_jax.planning.abstract import find_base  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="file of the run, such as configs/pretrain.py; --config.a.b=x overrides"
@@ -78,7 +78,11 @@ def _plan(config: Config) -> dict:
     )
     found = report.make_report(base, config, machine, asked)
     if not found["fits"]:
-        found["hint"] = _hint(found, base, config, machine)
+
+        def plan(other: Config) -> dict:
+            return report.make_report(base, other, machine, asked)
+
+        found["hint"] = hints.search(found, config, machine, plan, _TRIES.value)
     return found
 
 
@@ -90,30 +94,6 @@ def _pairs(config: Config) -> int:
         return len(open_split(config.data.dir, config.data.train_split))
     except UserError:
         return 0
-
-
-def _hint(found: dict, base: Base, config: Config, machine: topology.Topology) -> str:
-    """Return one line: a setting that was compiled and fits, or what else there is to turn."""
-    tried = []
-    for candidate in hints.candidates(found, config, machine):
-        flags_of = hints.changes(config, candidate)
-        if len(tried) == _TRIES.value:
-            return f"not tried: {flags_of}" + (f"; {', '.join(tried)} do(es) not fit" * bool(tried))
-        print(f"does not fit; trying {flags_of}", flush=True)
-        other = report.make_report(base, candidate, machine, report.Asked(0, 0.0))
-        if other["fits"]:
-            total = table.size(other["memory"]["total_bytes"])
-            return f"it fits with {flags_of}: {total} (compiled)"
-        tried.append(flags_of)
-    largest = found["memory"].get("largest") or [
-        f"{each['shape']} {table.size(each['bytes'])}"
-        for each in found["memory"].get("largest_temporaries", [])
-    ]
-    return (
-        f"nothing tried fits ({', '.join(tried)}); the largest buffer is "
-        f"{largest[0] if largest else 'not named by the compiler'}: take chips with more memory, "
-        "more chips, or fewer config.data.frames"
-    )
 
 
 def _without_nan(value: object) -> object:

@@ -8,7 +8,7 @@ import pytest
 from tests.tiny_aligner import HF_CONFIG, make_config
 from vtalign_jax import sharding
 from vtalign_jax.models.configuration import SmolVLMConfig
-from vtalign_jax.planning import hints, memory, programs, report, table, topology
+from vtalign_jax.planning import memory, report, table, topology
 from vtalign_jax.planning.abstract import Base, make_given
 from vtalign_jax.training.assemble import assemble_of
 
@@ -104,49 +104,6 @@ def test_between_two_slices_only_embeddings_and_gradients_go_over_dcn():
     leaves = assemble_of(BASE.config, make_config(**SMALL)).trainable
     gradient = sum(4 * leaf.size for leaf in leaves.values())
     assert over_dcn < 2 * gradient
-
-
-def test_what_does_not_fit_is_said_and_a_smaller_setting_is_proposed():
-    message = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory \
-space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.
-
-  Largest program allocations in hbm:
-
-  1. Size: 3.25G
-     Operator: op_name="jit(train_step)/jvp()/dot_general"
-     Shape: bf16[256,729,4304]{2,1,0:T(8,128)(2,1)}
-     Unpadded size: 3.20G
-     Allocation type: HLO temp
-     ==========================
-"""
-    wanted, largest = programs.read_exhausted(message)
-    assert wanted == int(20.5 * 2**30)
-    assert largest == ["3.25G bf16[256,729,4304] jit(train_step)/jvp()/dot_general"]
-    short = "Ran out of memory on HBM, the total memory required for HLO temporaries (800.00G) \
-exceeds available HBM (15.75G)."
-    assert programs.read_exhausted(short) == (800 * 2**30, [])
-
-
-def test_candidates_change_remat_then_the_microbatch_then_the_mesh():
-    config = make_config(**SMALL, train={"contrastive_batch": 128}, model={"remat": False})
-    machine = topology.Topology("v5e:2x2", 1, [None] * 4, None, 4)
-    found = {"memory": {"hbm_bytes": 100, "total_bytes": 200, "parts": {"frozen": 40}}}
-    flags = [hints.changes(config, x) for x in hints.candidates(found, config, machine)]
-    assert flags == [
-        "--config.model.remat=True",
-        "--config.model.remat=True --config.train.microbatch=8",
-        "--config.model.remat=True --config.train.microbatch=2",
-        "--config.model.remat=True --config.train.microbatch=2 --config.mesh.fsdp=4",
-    ]
-
-
-def test_a_step_that_does_not_fit_is_not_an_error():
-    machine = topology.describe("v5e:2x2")
-    config = make_config(**SMALL, train={"contrastive_batch": 2**22}, model={"remat": False})
-    found = report.make_report(BASE, config, machine, ASKED)
-    assert not found["fits"]
-    assert found["memory"]["total_bytes"] > machine.hbm_bytes
-    assert "does NOT fit" in "\n".join(table.lines(found))
 
 
 def test_abstract_arguments_are_those_that_a_step_is_given():

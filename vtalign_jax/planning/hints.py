@@ -1,13 +1,52 @@
 """Which setting makes a configuration fit: candidates in order, each to be compiled."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vtalign_jax.config import Config
+from vtalign_jax.planning.table import size
 from vtalign_jax.planning.topology import Topology
 
 _MARGIN = 0.8  # of the share that proportion gives, as not everything shrinks with the rows
+
+
+def search(
+    report: dict[str, Any],
+    config: Config,
+    topology: Topology,
+    plan: Callable[[Config], dict[str, Any]],
+    tries: int,
+) -> str:
+    """Return a sentence: a setting that was planned and fits, or what else there is to turn.
+
+    Args:
+      report: of the configuration that does not fit.
+      config: that one.
+      topology: of it.
+      plan: makes the report of another.
+      tries: how many others to plan at most.
+    """
+    failed: list[str] = []
+    for candidate in candidates(report, config, topology):
+        flags = changes(config, candidate)
+        if len(failed) == tries:
+            before = f", after {', '.join(failed)} did not fit" if failed else ""
+            return f"--tries={tries} ended before {flags} was compiled{before}"
+        print(f"does not fit; trying {flags}", flush=True)
+        other = plan(candidate)
+        if other["fits"]:
+            return f"it fits with {flags}: {size(other['memory']['total_bytes'])} (compiled)"
+        failed.append(flags)
+    largest = report["memory"].get("largest") or [
+        f"{each['shape']}, {size(each['bytes'])}"
+        for each in report["memory"].get("largest_temporaries", [])
+    ]
+    named = f"; its largest buffer is {largest[0]}" if largest else ""
+    return (
+        f"no setting tried fits ({', '.join(failed) or 'there is none'}){named}; take more chips, "
+        "chips with more memory, or fewer config.data.frames"
+    )
 
 
 def candidates(report: dict[str, Any], config: Config, topology: Topology) -> Iterator[Config]:

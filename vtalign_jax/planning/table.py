@@ -40,9 +40,10 @@ def _head(report: dict[str, Any]) -> str:
             f", streamed in {step['microbatches']} microbatches of {step['pairs_per_device']} a "
             f"device, prefixes {_kept(step)}"
         )
+    chips = f"{topology['chips']} chip{'s' * (topology['chips'] > 1)}"
     return (
-        f"{report['base']['name']} on {slices}{topology['name']} ({topology['chips']} chips, data "
-        f"{mesh['data']} x fsdp {mesh['fsdp']}): {report['pairs']:,} pairs a step{way}; libtpu "
+        f"{report['base']['name']} on {slices}{topology['name']} ({chips}, data {mesh['data']} x "
+        f"fsdp {mesh['fsdp']}): {report['pairs']:,} pairs a step{way}; libtpu "
         f"{report['versions']['libtpu']}"
     )
 
@@ -117,18 +118,19 @@ def _exchange(row: dict[str, Any]) -> str:
 
 
 def _speed_lines(report: dict[str, Any]) -> list[str]:
-    flops = report["flops_per_pair"]
-    work = f"{flops['weights'] / 1e12:.2f} TFLOP a pair in products with weights"
-    nets = f"ICI {report['ici_seconds']:.4f} s"
-    if report["topology"]["slices"] > 1:
+    topology = report["topology"]
+    nets = f"; ICI {report['ici_seconds']:.4f} s" if topology["devices"] > 1 else ""
+    if topology["slices"] > 1:
         nets += f", DCN {report['dcn_seconds']:.4f} s"
     if "compute_seconds" not in report:
-        chip = report["topology"]["chip"]["name"]
-        return [f"time: not known, as no clock of {chip} is; {report['cycles']:,} cycles, {nets}"]
+        chip = topology["chip"]["name"]
+        return [f"time: {report['cycles']:,} cycles of {chip}, whose clock is not known{nets}"]
+    if nets:
+        nets += f" by bandwidth; {report['step_seconds']:.3f} s if nothing overlaps"
+    work = f"{report['flops_per_pair']['weights'] / 1e12:.2f} TFLOP a pair in products with weights"
     return [
-        f"time of a step: {report['compute_seconds']:.3f} s computing by the compiler's estimate, "
-        f"{nets} by bandwidth; {report['step_seconds']:.3f} s if nothing overlaps",
-        f"MFU {report['mfu']:.1%} while computing ({work}), {report['pairs_per_second']:,.1f} "
+        f"a step computes for {report['compute_seconds']:.3f} s by the compiler's estimate{nets}",
+        f"MFU {report['mfu']:.1%} while computing ({work}); {report['pairs_per_second']:,.1f} "
         f"pairs/s, for which the hosts decode {report['frames_per_second']:,.0f} frames/s",
     ]
 
