@@ -12,6 +12,7 @@ Neither weights nor data are needed. Ends with 1 if the step does not fit. Needs
 import contextlib
 import json
 import math
+import signal
 import sys
 
 from absl import flags
@@ -71,6 +72,9 @@ def _plan(config: Config) -> dict:
     data, model = config.data, config.model
     base = find_base(model.base, data.frames, _WINDOW.value, _CLIP_TOKENS.value)
     asked = report.Asked(_pairs(config), _PRICE.value)
+    # Python hears no signal while the compiler works, and nothing is half-written: end at once.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     print(
         f"compiling the step for {machine.chips} chip(s) of {machine.chip.name}, numbers of the "
         f"base from {base.source}; one to ten minutes for 2.2B parameters",

@@ -1,8 +1,9 @@
 import json
+import signal
 
 import pytest
 
-from tests.commands import one_error_line, run
+from tests.commands import one_error_line, run, start
 
 PLAN = ("launch/plan.py", "--config=tests/launch/small_run.py")
 
@@ -42,3 +43,12 @@ def test_a_users_mistakes_are_one_line(tmp_path):
     assert "libtpu knows no --topology=v5e:3x3" in one_error_line(output)
     output = run(tmp_path, *PLAN, code=2)
     assert "--topology is missing" in one_error_line(output)
+
+
+def test_ctrl_c_ends_it_at_once_though_the_compiler_works(tmp_path):
+    process = start(tmp_path, *PLAN, "--topology=v5e:1x1")
+    assert process.stdout.readline().startswith("compiling the step")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert output == ""
