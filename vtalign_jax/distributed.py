@@ -125,7 +125,8 @@ def _initialize_by_flags(*given: bool) -> None:
 
 def _has_tpu() -> bool:
     """Return whether JAX will use TPU chips of this host; asking JAX would start its backends."""
-    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+    platforms = os.environ.get("JAX_PLATFORMS") or "tpu"
+    if platforms.split(",")[0] != "tpu":
         return False
     is_there = any(any(pathlib.Path("/dev").glob(pattern)) for pattern in _TPU_DEVICES)
     return is_there and importlib.util.find_spec("libtpu") is not None
