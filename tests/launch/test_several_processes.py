@@ -243,7 +243,7 @@ def test_a_checkpoint_gives_any_number_of_processes_the_same_state_and_batches(
     seen = {}
     for count in {saved_by, restored_by}:
         out = tmp / f"{saved_by}_seen_by_{count}"
-        out.mkdir()
+        out.mkdir(exist_ok=True)
         arguments = ["tests/launch/resumed_state.py", f"--workdir={workdir}", f"--out={out}"]
         for code, output in finish(start(tmp, count, 4 // count, *arguments), 900):
             assert code == 0, output
