@@ -192,7 +192,7 @@ FAULTS = {
     "padding rows count": Fault(
         count_padding_rows, {"weights", "padding_rows", "loss"}, {"devices", "microbatches"}
     ),
-    # The last place sees the caption in the pass that has one: a streamed step's passes then differ.
+    # The last place sees the caption in one pass of a streamed step and not in the other.
     "pooled at the last place": Fault(
         pool_at_the_last_place, {"padding_tokens", "scans", "scans_bfloat16"}, {"microbatches"}
     ),
