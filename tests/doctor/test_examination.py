@@ -9,11 +9,13 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from tests.doctor.faults import FAULTS
+from vtalign_jax.config import ObjectiveConfig
 from vtalign_jax.doctor import examination
 from vtalign_jax.doctor.examination import CHECKS, examine
 from vtalign_jax.doctor.figures import Finding, worst
 from vtalign_jax.doctor.subject import Subject
 from vtalign_jax.interop.tiny import write_tiny_checkpoint
+from vtalign_jax.objectives.negatives import log_weights
 
 HOST = {"collectives", "resize", "pixels", "prompt", "weights"}
 SECONDS = HOST | {"loss", "heads"}
@@ -38,6 +40,7 @@ QUICK_LIGHT = {
     "gradient times devices": ({"devices"}, ("on_one",)),
     "microbatches left out": ({"microbatches"}, ("on_all",)),
 }
+PLAN = ObjectiveConfig()
 MADE = ("batch", "leaves", "real_rows", "bind", "config")  # by nothing that these faults are in
 
 
@@ -78,6 +81,16 @@ def test_a_healthy_package_passes_what_takes_seconds(healthy):
 
 def test_a_healthy_package_passes_the_checks_of_padding_and_devices(healthy_light):
     assert failed(healthy_light, {"padding_tokens", "devices"}) == set()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+def test_on_any_number_of_devices_most_rows_are_real_and_some_are_padding(devices, base):
+    subject = Subject(base, base, jax.devices()[:devices])
+    mask = subject.batch.identity.row_mask
+    assert len(mask) % devices == 0
+    assert max(14, 0.8 * len(mask)) <= mask.sum() < len(mask)
+    weights = np.exp(log_weights(subject.real_rows.identity, subject.real_rows.identity, PLAN))
+    assert {0.0, 1.0} < set(np.round(weights, 3).ravel().tolist())  # and lambda
 
 
 def test_the_gradient_of_every_leaf_is_there_to_be_compared(healthy_light):

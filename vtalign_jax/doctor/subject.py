@@ -122,9 +122,9 @@ class Subject:
 
     @functools.cached_property
     def batch(self) -> Batch:
-        """The whole global batch on the host; its last rows, fewer than a device's, are padding."""
+        """The whole global batch on the host; its last rows, an eighth, are padding."""
         rows = self.config.train.contrastive_batch
-        real = rows - max(1, rows // self.mesh.size - 1)
+        real = rows - rows // 8
         tokenizer = ClipTokenizer(self.base)
         nodes = make_nodes(real, recordings=1 + real // 8)
         split = make_split(nodes, tokenizer.image_size, FRAMES)
