@@ -10,9 +10,7 @@ parent's, and two equal names below different parents are two texts.
 import contextlib
 import dataclasses
 import functools
-import json
 import math
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -52,14 +50,13 @@ _JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON instead of a
 
 def main() -> None:
     """Evaluate a checkpoint."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX's own would wait for a training to save
     # With --json nothing else stands on standard output.
     with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
         result = _evaluate()
     if jax.process_index() != 0:
         return
     if _JSON.value:
-        print(json.dumps(result | {"rows": _without_nan(result["rows"])}, indent=2))
+        commandline.print_json(result)
     else:
         found = result["rows"]["chance"]
         name = f"{result['dataset']}, {result['split']}"
@@ -135,13 +132,6 @@ def _scores(
         rows["zero_shot"], _ = evaluator.score_untrained(untrained, frozen)
     params = jax.device_put(trained.params, NamedSharding(mesh, sharding.WHOLE))
     return rows | {"checkpoint": evaluator.score(params, frozen)}
-
-
-def _without_nan(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    return {
-        row: {name: None if math.isnan(value) else value for name, value in metrics.items()}
-        for row, metrics in rows.items()
-    }
 
 
 def _next_command() -> str:

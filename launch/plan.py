@@ -10,8 +10,6 @@ Neither weights nor data are needed. Ends with 1 if the step does not fit. Needs
 """
 
 import contextlib
-import json
-import math
 import signal
 import sys
 
@@ -25,9 +23,9 @@ from vtalign_jax.planning import topology
 
 topology.prepare_environment()  # before anything imports JAX
 
-from vtalign_jax.pipeline.dataset import open_split  # noqa: E402
-from vtalign_jax.planning import hints, report, table  # noqa: E402
-from vtalign_jax.planning.abstract import find_base  # noqa: E402
+from vtalign_jax.pipeline.dataset import open_split  # noqa: E402, as it imports JAX
+from vtalign_jax.planning import hints, report, table  # noqa: E402, the same
+from vtalign_jax.planning.abstract import find_base  # noqa: E402, the same
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="file of the run, such as configs/pretrain.py; --config.a.b=x overrides"
@@ -62,7 +60,7 @@ def main() -> None:
         if not found["fits"]:
             print(found["hint"], flush=True)
     if _FORMAT.value == "json":
-        print(json.dumps(_without_nan(found), indent=2))
+        commandline.print_json(found)
     if not found["fits"]:
         sys.exit(1)
 
@@ -98,15 +96,6 @@ def _pairs(config: Config) -> int:
         return len(open_split(config.data.dir, config.data.train_split))
     except UserError:
         return 0
-
-
-def _without_nan(value: object) -> object:
-    """Return JSON values with null for what is not a number."""
-    if isinstance(value, dict):
-        return {name: _without_nan(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

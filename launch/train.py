@@ -10,6 +10,7 @@ the fields of a configuration.
 """
 
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -37,10 +38,10 @@ from vtalign_jax.pipeline.order import BatchOrder
 from vtalign_jax.pipeline.texts import cut_texts
 from vtalign_jax.training import manifest, optim, trainable
 from vtalign_jax.training.assemble import assemble, load
-from vtalign_jax.training.grad_cache import StreamedStep
+from vtalign_jax.training.grad_cache import StreamedStep, is_streamed
 from vtalign_jax.training.initial import FRESH, place, read_initial
 from vtalign_jax.training.mask_log import MaskLog
-from vtalign_jax.training.session import Session, find_standing
+from vtalign_jax.training.session import Session
 from vtalign_jax.training.signatures import make_text_embedder, record_signatures
 from vtalign_jax.training.state import init_state
 from vtalign_jax.training.step import Bind, make_train_step
@@ -88,10 +89,10 @@ def main() -> None:
     evaluator = Evaluator(model.bind, mesh, val_split, tokenizer, config, _say)
     base = base_fingerprint(model.directory)
     fingerprints = manifest.Fingerprints(base, train_split.fingerprint)
-    _check_processes(workdir, config, fingerprints)
-    is_new = find_standing(workdir, config, fingerprints) is None
-    initial = read_initial(config, model, _say) if is_new else FRESH
     session = Session(workdir, config, fingerprints, epoch_steps, _clip_facts(train_split))
+    _check_processes(workdir, config, fingerprints)
+    initial = FRESH if session.is_resumed else read_initial(config, model, _say)
+    session.open()
     _say(f"loading the base from {model.directory}")
     drawn, frozen = load(model, mesh)
     start = place(initial, drawn)
@@ -186,6 +187,8 @@ def _say_mixture(
 def _say_cut_texts(split: ClipSplit, tokenizer: ClipTokenizer, config: Config) -> None:
     """Warn of texts longer than `data.max_text_tokens`."""
     most = config.data.max_text_tokens
+    if not _is_primary():
+        return
     cut, merged = cut_texts(split.texts, tokenizer.encode_text, most)
     if cut:
         equal = f", after which {merged:,} of them equal another text" if merged else ""
@@ -237,8 +240,7 @@ def _make_step(
     mesh: jax.sharding.Mesh,
 ) -> Callable:
     """Return `step(state, frozen, batch on the host)`: direct, or streamed by microbatches."""
-    rows = config.train.contrastive_batch // mesh.size
-    if 0 < config.train.microbatch < rows:
+    if is_streamed(config.train, mesh.size):
         return StreamedStep(bind, optimizer, learning_rate, config, mesh, _say)
     step = make_train_step(bind, optimizer, learning_rate, config, mesh)
     return lambda state, frozen, batch: step(state, frozen, sharding.to_devices(batch, mesh))
@@ -298,4 +300,5 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, required=("config",), around=distributed.connected)
+    around = functools.partial(distributed.connected, saves_on_sigterm=True)
+    commandline.run(main, required=("config",), around=around)

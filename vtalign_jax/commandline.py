@@ -1,6 +1,8 @@
 """How every command starts: flags parsed, user errors as one line, exit code 2."""
 
 import contextlib
+import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -63,6 +65,19 @@ def run(
             sys.exit(130)  # as a shell reports SIGINT
 
     app.run(guarded, flags_parser=parse)
+
+
+def print_json(value: object) -> None:
+    """Print a JSON value, with null for every number that JSON cannot say (NaN, infinity)."""
+    print(json.dumps(_finite(value), indent=2))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fail(message: object) -> None:

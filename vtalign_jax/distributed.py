@@ -50,16 +50,22 @@ _TPU_DEVICES = ("accel[0-9]*", "vfio/[0-9]*")  # below /dev
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[None]:
+def connected(*, saves_on_sigterm: bool = False) -> Iterator[None]:
     """Connect this process with the others of the run, if there are any, and watch over them.
 
     A body that ends in order waits for the others. One that raises takes them down with it: each
     prints one line that names the process, and none of them hangs.
 
+    Args:
+      saves_on_sigterm: the body asks an `Ending`; other commands end at once, where JAX would
+        wait for a training to save.
+
     Raises:
       UserError: the flags do not fit together, or the others cannot be reached.
     """
     _initialize()
+    if not saves_on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if jax.process_count() == 1:
         yield
         return
@@ -364,6 +370,6 @@ def check_shared(folder: str | epath.Path) -> None:
         mark.unlink()
     if not np.all(is_seen):
         raise UserError(
-            f"--workdir={folder} is not the same folder on every host; name one that they share "
-            "(gs:// or a network file system)"
+            f"--workdir={folder} is not the same folder on every host; name one that they share, "
+            "on a network file system for instance"
         )

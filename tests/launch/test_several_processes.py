@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests import commands
+from tests.launch.small_dataset import make_small_dataset
 
 CONFIG = "tests/launch/small_run.py"
 STEPS = 12
@@ -23,19 +24,7 @@ def tmp(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(tmp):
-    """A dataset of 1 training and 2 validation recordings: 24 clips to train on."""
-    recordings, out = tmp / "recordings", tmp / "dataset"
-    commands.run(tmp, "data/demo/make_demo.py", f"--out={recordings}", "--train=1", "--val=2")
-    commands.run(
-        tmp,
-        "launch/prepare.py",
-        f"--annotations={recordings}/train.json,{recordings}/val.json",
-        f"--videos={recordings}/videos",
-        f"--out={out}",
-        "--image_size=64",
-        "--frames=4",
-    )
-    return out
+    return make_small_dataset(tmp)
 
 
 def start(tmp: pathlib.Path, count: int, devices: int, *arguments: object) -> list:

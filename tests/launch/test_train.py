@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests import commands
+from tests.launch.small_dataset import make_small_dataset
 from vtalign_jax.training.checkpoint import find_checkpoint
 from vtalign_jax.training.metrics import TIMING
 from vtalign_jax.training.trained import load_trained
@@ -24,20 +25,7 @@ def tmp(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(tmp):
-    """A dataset of 1 training and 2 validation recordings: 24 clips to train on."""
-    recordings, out = tmp / "recordings", tmp / "dataset"
-    commands.run(tmp, "data/demo/make_demo.py", f"--out={recordings}", "--train=1", "--val=2")
-    commands.run(
-        tmp,
-        "launch/prepare.py",
-        f"--annotations={recordings}/train.json,{recordings}/val.json",
-        f"--videos={recordings}/videos",
-        f"--out={out}",
-        "--image_size=64",
-        "--frames=4",
-        "--fit=center_crop",
-    )
-    return out
+    return make_small_dataset(tmp)
 
 
 def train_arguments(dataset: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
@@ -185,6 +173,7 @@ def test_checkpoints_hold_no_frozen_leaf(finished):
         (["--config.data.dir=nowhere"], "python launch/prepare.py"),
         (["--config.model.base=nowhere/base"], "nowhere/base"),
         (["--config.tune.rank=3", "--workdir={finished}"], "config.tune.rank was 2 and is now 3"),
+        (["--workdir=gs://bucket/run"], "is not a local folder"),
     ],
 )
 def test_a_users_mistake_ends_in_one_line_and_code_2(tmp, dataset, finished, arguments, told):

@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
 
-from tests.interop.checkpoints import make_config, write_base, write_checkpoint  # noqa: E402
-from vtalign_jax.interop import certificate  # noqa: E402
-from vtalign_jax.interop.forms import FORMS, MERGED, PEFT  # noqa: E402
+from tests.interop.checkpoints import make_config, write_base, write_checkpoint  # noqa: E402, by the path above
+from vtalign_jax.interop import certificate  # noqa: E402, the same
+from vtalign_jax.interop.forms import FORMS, MERGED, PEFT  # noqa: E402, the same
 
 CASES = {
     "LoRA on the connector, shared head, last token": {},

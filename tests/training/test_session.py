@@ -20,7 +20,9 @@ CLIPS = {"window_seconds": 2.5, "fit": "center_crop", "rotate": 90}
 def open_session(workdir, **train):
     values = {"epochs": 9, "min_epochs": 1, "patience": 3, "log_every_steps": 5} | train
     config = make_config(train=values)
-    return Session(str(workdir), config, Fingerprints("base", "data"), EPOCH_STEPS, CLIPS), config
+    session = Session(str(workdir), config, Fingerprints("base", "data"), EPOCH_STEPS, CLIPS)
+    session.open()
+    return session, config
 
 
 def fresh_state(config):

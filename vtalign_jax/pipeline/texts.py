@@ -43,10 +43,11 @@ def cut_texts(
     kept = collections.Counter()
     cut = []
     for text in set(texts):
-        shown = encode(text, most).tobytes()
+        whole = encode(text, None)
+        is_cut = len(whole) > most
+        shown = (encode(text, most) if is_cut else whole).tobytes()
         kept[shown] += 1
-        if len(encode(text, None)) > most:
-            cut.append(shown)
+        cut += [shown] * is_cut
     return len(cut), sum(kept[shown] > 1 for shown in cut)
 
 

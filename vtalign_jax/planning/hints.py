@@ -7,6 +7,7 @@ from typing import Any
 from vtalign_jax.config import Config
 from vtalign_jax.planning.table import size
 from vtalign_jax.planning.topology import Topology
+from vtalign_jax.training.grad_cache import is_streamed
 
 _MARGIN = 0.8  # of the share that proportion gives, as not everything shrinks with the rows
 
@@ -62,7 +63,7 @@ def candidates(report: dict[str, Any], config: Config, topology: Topology) -> It
         yield config
     devices = len(topology.devices)
     rows = config.train.contrastive_batch // devices
-    if 0 < config.train.microbatch < rows:
+    if is_streamed(config.train, devices):
         rows = config.train.microbatch
     for _ in range(2):
         rows = _fewer(rows, report["memory"])

@@ -13,6 +13,7 @@ from vtalign_jax.planning.abstract import Base, Given, make_given
 from vtalign_jax.planning.topology import Topology
 from vtalign_jax.training import trainable
 from vtalign_jax.training.assemble import Assembly, assemble_of
+from vtalign_jax.training.grad_cache import is_streamed
 
 _LARGEST = 5  # temporaries shown
 _CACHE_BYTES = 2  # bfloat16
@@ -57,9 +58,9 @@ def compile_step(
     Raises:
       OutOfMemory: the compiler cannot fit one of its programs.
     """
-    rows = config.train.contrastive_batch // mesh.size
-    if not 0 < config.train.microbatch < rows:
+    if not is_streamed(config.train, mesh.size):
         found = programs.compile_direct(assembly, given, config, mesh)
+        rows = config.train.contrastive_batch // mesh.size
         way = {"way": "direct", "pairs_per_device": rows}
         return Compiled(found, [memory.of_direct(found[0], given)], way)
     free = _free(assembly, given, topology)

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vtalign_jax import sharding
 from vtalign_jax.array_types import Batch, Identity
-from vtalign_jax.config import Config
+from vtalign_jax.config import Config, TrainConfig
 from vtalign_jax.models.aligner import attended
 from vtalign_jax.objectives.captioning import count_tokens
 from vtalign_jax.training.memory import least_free_bytes
@@ -44,6 +44,11 @@ from vtalign_jax.training.step import (
 from vtalign_jax.training.update import make_update
 
 _DEVICE_SHARE, _HOST_SHARE = 0.4, 0.5  # of the free memory that prefixes may fill
+
+
+def is_streamed(train: TrainConfig, devices: int) -> bool:
+    """Return whether a step is made of microbatches: they are smaller than a device's share."""
+    return 0 < train.microbatch < train.contrastive_batch // devices
 
 
 class _Functions(NamedTuple):

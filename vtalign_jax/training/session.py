@@ -1,6 +1,7 @@
 """What a run keeps in its workdir (checkpoints, metrics, early stop) and goes on from."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -59,6 +60,17 @@ def is_over(standing: Standing, train: TrainConfig, epoch_steps: int) -> bool:
     return is_stopped and standing.step % (epoch_steps * train.eval_every_epochs) == 0
 
 
+@contextlib.contextmanager
+def _writable(workdir: str) -> Iterator[None]:
+    """Turn what the file system refuses into the user's error."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to --workdir={workdir} ({error}); name a folder that can be written"
+        ) from error
+
+
 class Session:
     """The record of one run. Every process has one; process 0 prints and writes metrics.
 
@@ -78,7 +90,7 @@ class Session:
         epoch_steps: int,
         clips: Mapping[str, Any],
     ):
-        """Open the workdir: make sure that it holds this run, or write the configuration there.
+        """Look into the workdir and make sure that it holds this run; nothing is written yet.
 
         Args:
           workdir: a local folder, made if absent.
@@ -90,33 +102,33 @@ class Session:
 
         Raises:
           UserError: the checkpoint belongs to a run with another configuration, base or dataset, or
-            the folder cannot be written.
+            the folder is not on this machine or cannot be read.
         """
         self.step, self.is_resumed, self.early = 0, False, EarlyStop()
         self._workdir, self._config, self._fingerprints = workdir, config, fingerprints
         self._epoch_steps, self._clips = epoch_steps, dict(clips)
         self.total_steps = epoch_steps * config.train.epochs
-        kept = config.train.keep_best, config.train.keep_latest
         if "://" in workdir:
             raise UserError(
                 f"--workdir={workdir} is not a local folder; name one and copy it after"
             )
-        try:
-            self._resume_or_begin()
-            self._checkpoints = Checkpoints(f"{workdir}/{FOLDER}", *kept)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to --workdir={workdir} ({error}); name a folder that can be written"
-            ) from error
+        with _writable(workdir):
+            found = find_standing(workdir, config, fingerprints)
+        if found is not None:
+            self.step, self.early = found
+            self.is_resumed = True
 
-    def _resume_or_begin(self) -> None:
-        """Take up the newest checkpoint's bookkeeping, or write the new run's configuration."""
-        found = find_standing(self._workdir, self._config, self._fingerprints)
-        if found is None:
-            manifest.write_config(self._workdir, self._config)
-            return
-        self.step, self.early = found
-        self.is_resumed = True
+    def open(self) -> None:
+        """Write the configuration of a new run, and take up the checkpoints.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
+        kept = self._config.train.keep_best, self._config.train.keep_latest
+        with _writable(self._workdir):
+            if not self.is_resumed:
+                manifest.write_config(self._workdir, self._config)
+            self._checkpoints = Checkpoints(f"{self._workdir}/{FOLDER}", *kept)
 
     def start(self, state: TrainState, **facts: Any) -> TrainState:
         """Return the state to go on from: the newest checkpoint's, or the one given.
