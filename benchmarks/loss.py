@@ -119,7 +119,7 @@ def _grad_cache(mesh: jax.sharding.Mesh, repeats: int) -> dict[str, Any]:
     ways = {"streamed": stream} | _passes(bind, params, frozen, config, mesh, parts)
     seconds = _medians(ways, repeats)
     tower, forward = seconds["tower"], seconds["forward"] - seconds["tower"]
-    remat = float(config.model.remat)
+    remat = float(config.model.remat == "full")
     predicted = (tower + (3 + remat) * forward) / (tower + (2 + remat) * forward)
     measured = seconds["streamed"] / seconds["plain"]
     return {

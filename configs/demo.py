@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.embedding_dim = 128
     config.model.compute_dtype = "float32"  # a CPU computes bfloat16 more slowly
     config.model.frozen_dtype = "float32"
-    config.model.remat = False  # memory is no concern at this size
+    config.model.remat = "none"  # memory is no concern at this size
 
     config.tune.connector = "lora"
     config.tune.text_blocks = 3  # all: there is nothing pretrained below them

@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.pooling = "mean"  # learns more from a hundred clips than the last token
     config.model.compute_dtype = "float32"  # a CPU computes bfloat16 more slowly
     config.model.frozen_dtype = "float32"
-    config.model.remat = False  # memory is no concern at this size
+    config.model.remat = "none"  # memory is no concern at this size
 
     config.tune.connector = "lora"
     config.tune.text_blocks = 3  # all: there is nothing pretrained below them

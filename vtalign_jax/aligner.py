@@ -76,7 +76,7 @@ class Aligner:
             if value not in allowed:
                 choices = ", ".join(str(choice) for choice in allowed if choice not in ("", None))
                 raise UserError(f"{name} is one of {choices}, got {value!r}")
-        model = dataclasses.replace(trained.config.model, remat=False)
+        model = dataclasses.replace(trained.config.model, remat="none")
         if dtype:
             model = dataclasses.replace(model, compute_dtype=dtype, frozen_dtype=dtype)
         config = dataclasses.replace(trained.config, model=model)

@@ -25,7 +25,7 @@ class ModelConfig:
     compute_dtype: str = "bfloat16"  # bfloat16 | float32
     frozen_dtype: str = "bfloat16"  # storage of the frozen leaves
     temperature_init: float = 0.07
-    remat: bool = True  # recompute activations of each block in the backward pass
+    remat: str = "auto"  # what the backward pass computes again: none | norms | mlp | full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +133,7 @@ _CHOICES = {
     "model.head": ("shared", "per_modality"),
     "model.compute_dtype": ("bfloat16", "float32"),
     "model.frozen_dtype": ("bfloat16", "float32"),
+    "model.remat": ("auto", "none", "norms", "mlp", "full"),
     "tune.connector": ("frozen", "lora", "full"),
     "train.keep_prefix": ("auto", "device", "host", "never"),
     "objective.preset": ("plan", "infonce", "neighbours_soft", "egonce"),

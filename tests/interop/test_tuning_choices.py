@@ -73,7 +73,7 @@ def bases(tmp_path_factory):
 def config_of(base, row, **tune):
     choices = named(row)
     del choices["architecture"]
-    model = {name: choices.pop(name) for name in OF_MODEL} | {"remat": False}
+    model = {name: choices.pop(name) for name in OF_MODEL} | {"remat": "none"}
     return make_config(base, model=model, tune=choices | tune)
 
 

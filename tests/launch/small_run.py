@@ -11,7 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.embedding_dim = 24
     config.model.compute_dtype = "float32"
     config.model.frozen_dtype = "float32"
-    config.model.remat = False
+    config.model.remat = "none"
     config.tune.text_blocks = 1
     config.tune.rank = 2
     config.data.frames = 4

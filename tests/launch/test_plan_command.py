@@ -14,14 +14,14 @@ def test_a_step_that_does_not_fit_ends_with_1_and_names_what_to_turn(tmp_path):
     assert "Traceback" not in output
     assert "WARNING" not in output  # libtpu's, of a machine without a TPU
     assert "does NOT fit" in output
-    hint = "--tries=0 ended before --config.model.remat=True was compiled"
+    hint = "--tries=0 ended before --config.model.remat=full was compiled"
     assert output.splitlines()[-1] == hint
 
 
 @pytest.mark.slow  # near the limit the compiler itself searches long
 def test_a_setting_is_found_that_fits(tmp_path):
     flags = ("--topology=v5e:1x1", "--config.train.contrastive_batch=12288")
-    output = run(tmp_path, *PLAN, *flags, "--config.model.remat=True", code=1)
+    output = run(tmp_path, *PLAN, *flags, "--config.model.remat=full", code=1)
     hint = output.splitlines()[-1]
     assert hint.startswith("it fits with --config.train.microbatch=")
     assert hint.endswith("(compiled)")

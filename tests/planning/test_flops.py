@@ -66,7 +66,7 @@ def test_the_matching_head_sees_three_rows_a_pair():
 
 def test_the_forward_pass_is_what_the_compiler_counts_of_an_unrolled_model(monkeypatch):
     # One block a stack: the compiler counts the body of a loop once.
-    config = make_config(tune={"text_blocks": 1, "connector": "frozen"}, model={"remat": False})
+    config = make_config(tune={"text_blocks": 1, "connector": "frozen"}, model={"remat": "none"})
     values = HF_CONFIG | {
         "vision_config": HF_CONFIG["vision_config"] | {"num_hidden_layers": 1, "image_size": 64},
         "text_config": HF_CONFIG["text_config"] | {"num_hidden_layers": 2, "hidden_size": 128},

@@ -4,7 +4,7 @@ from tests.tiny_aligner import make_config
 from vtalign_jax.planning import hints, programs, topology
 
 MACHINE = topology.Topology("v5e:2x2", 1, [None] * 4, None, 4)
-CONFIG = make_config(train={"contrastive_batch": 128}, model={"remat": False})
+CONFIG = make_config(train={"contrastive_batch": 128}, model={"remat": "none"})
 REPORT = {
     "memory": {
         "hbm_bytes": 100,
@@ -39,20 +39,20 @@ exceeds available HBM (15.75G)."
 def test_candidates_change_remat_then_the_microbatch_then_the_mesh():
     flags = [hints.changes(CONFIG, x) for x in hints.candidates(REPORT, CONFIG, MACHINE)]
     assert flags == [
-        "--config.model.remat=True",
-        "--config.model.remat=True --config.train.microbatch=8",
-        "--config.model.remat=True --config.train.microbatch=2",
-        "--config.model.remat=True --config.train.microbatch=2 --config.mesh.fsdp=4",
+        "--config.model.remat=full",
+        "--config.model.remat=full --config.train.microbatch=8",
+        "--config.model.remat=full --config.train.microbatch=2",
+        "--config.model.remat=full --config.train.microbatch=2 --config.mesh.fsdp=4",
     ]
 
 
 @pytest.mark.parametrize(
     ("fitting", "tries", "said"),
     [
-        (1, 2, "it fits with --config.model.remat=True: 64 B (compiled)"),
-        (2, 2, "it fits with --config.model.remat=True --config.train.microbatch=8: 64 B"),
-        (0, 0, "--tries=0 ended before --config.model.remat=True was compiled"),
-        (0, 1, "microbatch=8 was compiled, after --config.model.remat=True did not fit"),
+        (1, 2, "it fits with --config.model.remat=full: 64 B (compiled)"),
+        (2, 2, "it fits with --config.model.remat=full --config.train.microbatch=8: 64 B"),
+        (0, 0, "--tries=0 ended before --config.model.remat=full was compiled"),
+        (0, 1, "microbatch=8 was compiled, after --config.model.remat=full did not fit"),
         (0, 9, "its largest buffer is f32[9,9], 2.00 GiB; take more chips"),
     ],
 )

@@ -58,8 +58,8 @@ def make_embed(bind: Bind, mesh: Mesh) -> Callable[[Parameters, Parameters, Batc
     Every device holds the rows of the whole batch.
     """
 
-    def embed(params: Parameters, frozen: Parameters, batch: Batch) -> tuple:
-        model = bind({**params, **frozen})
+    def of_rows(params: Parameters, frozen: Parameters, batch: Batch) -> tuple:
+        model = sharding.bind_whole(bind, mesh, params, frozen)
         clips = model.pooled_clips(batch.clip_ids, batch.clip_mask, batch.frames)  # [B, D]
         texts = model.pooled_texts(batch.text_ids, batch.text_mask)  # [B, D]
         return batch.identity.record, Embeddings(
@@ -69,7 +69,16 @@ def make_embed(bind: Bind, mesh: Mesh) -> Callable[[Parameters, Parameters, Batc
             unit_norm(texts),
         )
 
-    return jax.jit(embed, out_shardings=NamedSharding(mesh, sharding.WHOLE))
+    def embed(params: Parameters, frozen: Parameters, batch: Batch) -> tuple:
+        rows = sharding.ROWS
+        given = (sharding.WHOLE, sharding.frozen_specs(frozen), rows)
+        return sharding.per_device(of_rows, mesh, given, rows)(params, frozen, batch)
+
+    return jax.jit(
+        embed,
+        out_shardings=NamedSharding(mesh, sharding.WHOLE),
+        compiler_options=sharding.compiler_options(mesh),
+    )
 
 
 def without_adapters(params: Parameters) -> dict[str, jax.Array]:

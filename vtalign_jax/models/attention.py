@@ -1,9 +1,12 @@
-"""Attention, in one place, so that a faster kernel replaces one function."""
+"""Attention, in one place: the plain form, and where a kernel takes its place."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from vtalign_jax.array_types import Array
+from vtalign_jax.models import attention_tpu
 
 
 def attention(
@@ -24,6 +27,40 @@ def attention(
     Returns:
       float[B, S, N, H] in q's dtype.
     """
+    return _attention(q, k, v, key_mask, causal)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attention(q: Array, k: Array, v: Array, key_mask: Array | None, causal: bool) -> Array:
+    return jax.lax.platform_dependent(
+        q,
+        k,
+        v,
+        key_mask,
+        tpu=functools.partial(attention_tpu.attend, causal=causal),
+        default=functools.partial(plain_attention, causal=causal),
+    )
+
+
+def _forward(q: Array, k: Array, v: Array, key_mask: Array | None, causal: bool) -> tuple:
+    return _attention(q, k, v, key_mask, causal), (q, k, v, key_mask)
+
+
+def _backward(causal: bool, kept: tuple, cotangent: Array) -> tuple:
+    gradients = jax.lax.platform_dependent(
+        *kept,
+        cotangent,
+        tpu=functools.partial(attention_tpu.differentiate, causal=causal),
+        default=functools.partial(_plain_gradients, causal=causal),
+    )
+    return *gradients, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def plain_attention(q: Array, k: Array, v: Array, key_mask: Array | None, *, causal: bool) -> Array:
+    """Return what `attention` does, all logits at once."""
     batch, length, heads, size = q.shape
     groups = heads // k.shape[2]
     q = q.reshape(batch, length, k.shape[2], groups, size)  # [B, S, K, G, H]
@@ -40,3 +77,12 @@ def attention(
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     mixed = jnp.einsum("BKGST,BTKH->BSKGH", weights, v)
     return mixed.reshape(batch, length, heads, size)  # [B, S, N, H]
+
+
+def _plain_gradients(
+    q: Array, k: Array, v: Array, key_mask: Array | None, cotangent: Array, *, causal: bool
+) -> tuple[Array, Array, Array]:
+    def of_inputs(q: Array, k: Array, v: Array) -> Array:
+        return plain_attention(q, k, v, key_mask, causal=causal)
+
+    return jax.vjp(of_inputs, q, k, v)[1](cotangent)

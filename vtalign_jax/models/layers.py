@@ -15,6 +15,21 @@ from vtalign_jax.array_types import Array
 
 INIT_STD = 0.02  # transformers' initializer_range
 
+# What of a decoder block the backward pass computes again instead of keeping it, least memory
+# last: nothing, what is no product with weights, the MLP as well, all but the block's input.
+# `GATHERED` are frozen weights that lie in parts on several devices, brought together for one
+# layer; they are never kept.
+GATHERED = "gathered"
+ATTENTION = ("query", "key", "value", "mixed", "attended")
+PRODUCTS = (*ATTENTION, "gate", "up")
+_save_only = jax.checkpoint_policies.save_only_these_names
+REMAT = {
+    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
+    "norms": _save_only(*PRODUCTS),
+    "mlp": _save_only(*ATTENTION),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
 
 class LayerNorm(nnx.Module):
     """Layer norm over the last axis, computed in float32."""
@@ -28,8 +43,12 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Return the norm of float[..., size] in the same dtype."""
         x32 = x.astype(jnp.float32)
-        centred = x32 - x32.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
+        mean = x32.mean(-1, keepdims=True)
+        centred = x32 - mean
+        if x.dtype == jnp.float32:
+            variance = jnp.square(centred).mean(-1, keepdims=True)
+        else:  # one pass over x; what this loses is far below the rounding of x itself
+            variance = jnp.square(x32).mean(-1, keepdims=True) - jnp.square(mean)
         normed = centred * jax.lax.rsqrt(variance + self.eps)
         scaled = normed * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
         return scaled.astype(x.dtype)
@@ -71,7 +90,7 @@ def scan_blocks(
     depth: int,
     first: int = 0,
     collect: bool = False,
-    remat: bool = False,
+    remat: str = "none",
 ) -> tuple[Array, Array | None]:
     """Run `depth` stacked blocks one after the other.
 
@@ -82,7 +101,7 @@ def scan_blocks(
       depth: number of blocks.
       first: index given to the first block.
       collect: also return every block's output.
-      remat: recompute a block in the backward pass instead of keeping its insides.
+      remat: what of a block is computed again in the backward pass, see `REMAT`.
 
     Returns:
       the last block's output, and float[depth, B, S, D] or None.
@@ -94,6 +113,6 @@ def scan_blocks(
         x = call(nnx.merge(graphdef, block_state), x, index)
         return x, x if collect else None
 
-    if remat:
-        body = jax.checkpoint(body, prevent_cse=False)  # a scan's body is never merged by CSE
+    # A scan's body is never merged by CSE.
+    body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[remat])
     return jax.lax.scan(body, x, (first + jnp.arange(depth), state))

@@ -4,7 +4,9 @@ Everything beyond the modules (partition, sharding, optimizer, checkpoints, expo
 dictionaries: one path string a leaf is what the rule tables match.
 """
 
+import functools
 import re
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -13,6 +15,8 @@ from flax import nnx
 
 Value = TypeVar("Value")
 Parameters = dict[str, jax.Array]
+Read = Callable[[jax.Array], jax.Array]
+NOTHING: Mapping[str, Read] = types.MappingProxyType({})
 
 
 def abstract(
@@ -24,14 +28,23 @@ def abstract(
       make_model: builds the module; it is only traced.
 
     Returns:
-      `bind(parameters)`, which gives the module holding these arrays, and `{path: shape and
-      dtype}`. `bind` raises KeyError for a path that is missing.
+      `bind(parameters, reads={})`, which gives the module holding these arrays, and `{path: shape
+      and dtype}`. What a layer reads of a leaf in `reads` went through the function there. `bind`
+      raises KeyError for a path that is missing.
     """
     graphdef, state = nnx.split(nnx.eval_shape(make_model))
     flat = list(nnx.to_flat_state(state))
 
-    def bind(parameters: Mapping[str, jax.Array]) -> nnx.Module:
-        filled = [(path, leaf.replace(parameters[_join(path)])) for path, leaf in flat]
+    def bind(
+        parameters: Mapping[str, jax.Array], reads: Mapping[str, Read] = NOTHING
+    ) -> nnx.Module:
+        filled = []
+        for path, leaf in flat:
+            name = _join(path)
+            leaf = leaf.replace(parameters[name])
+            if name in reads:
+                leaf.set_metadata(on_get_value=functools.partial(_read, reads[name]))
+            filled.append((path, leaf))
         return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
     return bind, {_join(path): leaf.get_value() for path, leaf in flat}
@@ -72,6 +85,10 @@ def match(rules: Sequence[tuple[str, Value]], paths: Sequence[str]) -> dict[str,
     if problems:
         raise ValueError("parameter rules do not fit the model: " + "; ".join(problems))
     return matched
+
+
+def _read(read: Read, variable: nnx.Variable, value: jax.Array) -> jax.Array:
+    return read(value)
 
 
 def _join(path: tuple) -> str:

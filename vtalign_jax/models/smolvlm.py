@@ -77,7 +77,7 @@ class SmolVLM(nnx.Module):
         rngs: nnx.Rngs,
         param_dtype: Any = "float32",
         compute_dtype: Any = "float32",
-        remat: bool = False,
+        remat: str = "none",
     ):
         """Create every leaf with random values; under `nnx.eval_shape` nothing is allocated.
 
@@ -87,11 +87,11 @@ class SmolVLM(nnx.Module):
           rngs: source of the initial values.
           param_dtype: storage of everything but the LoRA leaves, which are float32.
           compute_dtype: dtype of products and activations; norms, softmax and logits are float32.
-          remat: recompute each block in the backward pass.
+          remat: what of the decoder is computed again in the backward pass, see `layers.REMAT`.
         """
         build = Build(rngs, jnp.dtype(param_dtype), jnp.dtype(compute_dtype), adapters)
         self.config = config
-        self.vision_model = VisionModel(config.vision, build, remat=remat)
+        self.vision_model = VisionModel(config.vision, build)
         self.connector = Connector(config, build)
         self.text_model = TextModel(config.text, build, remat=remat)
         sizes = (config.text.hidden_size, config.text.vocab_size)

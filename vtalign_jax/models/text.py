@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from vtalign_jax.array_types import Array
 from vtalign_jax.errors import UserError
@@ -65,8 +66,9 @@ class TextAttention(nnx.Module):
             return projected.reshape(*x.shape[:-1], -1, self.head_dim)
 
         q, k = (rotate(heads(name), table) for name in ("q_proj", "k_proj"))
-        mixed = attention(q, k, heads("v_proj"), key_mask=token_mask, causal=True)
-        mixed = mixed.reshape(*x.shape[:-1], -1)  # [B, S, N * H]
+        q, k, v = map(checkpoint_name, (q, k, heads("v_proj")), ("query", "key", "value"))
+        mixed = attention(q, k, v, key_mask=token_mask, causal=True)
+        mixed = checkpoint_name(mixed.reshape(*x.shape[:-1], -1), "mixed")  # [B, S, N * H]
         return self.o_proj(mixed, fold_rows(keys, _STREAM["o_proj"]))
 
 
@@ -82,8 +84,8 @@ class TextMLP(nnx.Module):
 
     def __call__(self, x: Array, keys: Array | None) -> Array:
         """Return float[B, S, D] for float[B, S, D]."""
-        gate = self.gate_proj(x, fold_rows(keys, _STREAM["gate_proj"]))
-        up = self.up_proj(x, fold_rows(keys, _STREAM["up_proj"]))
+        gate = checkpoint_name(self.gate_proj(x, fold_rows(keys, _STREAM["gate_proj"])), "gate")
+        up = checkpoint_name(self.up_proj(x, fold_rows(keys, _STREAM["up_proj"])), "up")
         return self.down_proj(jax.nn.silu(gate) * up, fold_rows(keys, _STREAM["down_proj"]))
 
 
@@ -104,6 +106,7 @@ class TextBlock(nnx.Module):
     ) -> Array:
         """Return float[B, S, D] for float[B, S, D]."""
         x = x + self.self_attn(self.input_layernorm(x), table, token_mask, keys)
+        x = checkpoint_name(x, "attended")
         return x + self.mlp(self.post_attention_layernorm(x), keys)
 
 
@@ -115,7 +118,7 @@ class TextModel(nnx.Module):
     backward pass is then never built when only the upper one is trained.
     """
 
-    def __init__(self, config: TextConfig, build: Build, *, remat: bool = False):
+    def __init__(self, config: TextConfig, build: Build, *, remat: str = "none"):
         """Create embeddings, both stacks (either may be absent) and the last norm.
 
         Raises:

@@ -77,7 +77,9 @@ class VisionMLP(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Return float[B, P, V] for float[B, P, V]."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=True))
+        # Without the barrier XLA fuses both products for TPUs, at 0.7 of their speed (v5e).
+        hidden = jax.lax.optimization_barrier(jax.nn.gelu(self.fc1(x), approximate=True))
+        return self.fc2(hidden)
 
 
 class VisionBlock(nnx.Module):
@@ -147,10 +149,9 @@ class VisionEmbeddings(nnx.Module):
 class VisionEncoder(nnx.Module):
     """The stack of blocks."""
 
-    def __init__(self, path: str, config: VisionConfig, build: Build, *, remat: bool):
+    def __init__(self, path: str, config: VisionConfig, build: Build):
         """Create `layers`, every leaf stacked over the blocks."""
         self.depth = config.num_hidden_layers
-        self.remat = remat
         self.layers = VisionBlock(f"{path}.layers", config, build.stacked(self.depth))
 
     def __call__(self, x: Array, *, collect: bool = False) -> tuple[Array, Array | None]:
@@ -161,18 +162,17 @@ class VisionEncoder(nnx.Module):
             lambda block, x, _: block(x),
             depth=self.depth,
             collect=collect,
-            remat=self.remat,
         )
 
 
 class VisionModel(nnx.Module):
     """Frames to patch features."""
 
-    def __init__(self, config: VisionConfig, build: Build, *, remat: bool = False):
+    def __init__(self, config: VisionConfig, build: Build):
         """Create embeddings, encoder and the last norm."""
         path = "vision_model"
         self.embeddings = VisionEmbeddings(config, build)
-        self.encoder = VisionEncoder(f"{path}.encoder", config, build, remat=remat)
+        self.encoder = VisionEncoder(f"{path}.encoder", config, build)
         self.post_layernorm = LayerNorm(
             config.hidden_size, config.layer_norm_eps, param_dtype=build.param_dtype
         )

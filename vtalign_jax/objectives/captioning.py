@@ -40,14 +40,12 @@ def caption_nll(
       logits: `SmolVLM.logits`, float[..., D] -> float32[..., vocab].
       captions: of B rows.
       row_mask: bool[B], False for rows that do not count.
-      tile: most logits of these rows at once; where the rows are split over devices, times their
-        number.
+      tile: most logits at once.
     """
     rows, length = captions.tokens.shape
     vocabulary = jax.eval_shape(logits, captions.hidden).shape[-1]
     size = min(length, max(1, tile // (rows * vocabulary)))
     counted = captions._replace(mask=captions.mask & row_mask[:, None])
-    # Positions are cut, not rows, which may lie on several devices.
     chunks = jax.tree.map(lambda x: _cut(x, size), counted)
 
     def add(total: jax.Array, chunk: Captions) -> tuple[jax.Array, None]:

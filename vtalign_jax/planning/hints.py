@@ -58,8 +58,8 @@ def candidates(report: dict[str, Any], config: Config, topology: Topology) -> It
       config: that one.
       topology: of it.
     """
-    if not config.model.remat:
-        config = dataclasses.replace(config, model=_with(config.model, remat=True))
+    if config.model.remat != "full":
+        config = dataclasses.replace(config, model=_with(config.model, remat="full"))
         yield config
     devices = len(topology.devices)
     rows = config.train.contrastive_batch // devices

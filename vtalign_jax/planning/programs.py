@@ -13,11 +13,13 @@ from vtalign_jax.array_types import Batch
 from vtalign_jax.config import Config
 from vtalign_jax.planning import hlo
 from vtalign_jax.planning.abstract import STEPS, Base, Given, everywhere, make_batch
+from vtalign_jax.planning.chips import Chip
 from vtalign_jax.training.assemble import Assembly
 from vtalign_jax.training.grad_cache import StreamedStep
 from vtalign_jax.training.optim import learning_rate, make_optimizer
 from vtalign_jax.training.step import Embedded, make_pair_loss, make_train_step
 
+_KERNEL_SHARE = 0.6  # of the chip's peak that a custom kernel is taken to reach
 # What an argument is, by its name in the program.
 ROLES = (
     (r"(state\.)?params\b.*", "trainable"),
@@ -82,6 +84,38 @@ class Program(NamedTuple):
             for visit in hlo.visits(self.module)
             if not visit.is_fused
         )
+
+    def kernels(self) -> list["Kernel"]:
+        """Return the work of custom kernels, which the compiler's cycles leave out."""
+        return [
+            Kernel(
+                visit.times,
+                visit.instruction.number("flops"),
+                visit.instruction.number("bytes_accessed"),
+            )
+            for visit in hlo.visits(self.module)
+            if visit.instruction.opcode == "custom-call"
+            and visit.instruction.number("flops") is not None
+        ]
+
+
+class Kernel(NamedTuple):
+    """A custom kernel, as it was described to the compiler.
+
+    Attributes:
+      times: how often it runs.
+      flops: that one run takes, without padding.
+      bytes: that one run reads and writes.
+    """
+
+    times: int
+    flops: int
+    bytes: int
+
+    def seconds(self, chip: Chip, per_chip: int) -> float:
+        """Return the time of all runs: 0.6 of the peak or the memory's bandwidth, the longer."""
+        computing = self.flops / (_KERNEL_SHARE * chip.peak_flops)
+        return self.times * per_chip * max(computing, self.bytes / chip.hbm_bandwidth)
 
 
 def role_of(argument: str) -> str:

@@ -11,9 +11,9 @@ from vtalign_jax.config import Config
 from vtalign_jax.planning import collectives, flops, hlo, memory, programs
 from vtalign_jax.planning.abstract import Base, Given, make_given
 from vtalign_jax.planning.topology import Topology
-from vtalign_jax.training import trainable
+from vtalign_jax.training import remat
 from vtalign_jax.training.assemble import Assembly, assemble_of
-from vtalign_jax.training.grad_cache import is_streamed
+from vtalign_jax.training.grad_cache import is_streamed, rows_at_once
 
 _LARGEST = 5  # temporaries shown
 _CACHE_BYTES = 2  # bfloat16
@@ -63,7 +63,7 @@ def compile_step(
         rows = config.train.contrastive_batch // mesh.size
         way = {"way": "direct", "pairs_per_device": rows}
         return Compiled(found, [memory.of_direct(found[0], given)], way)
-    free = _free(assembly, given, topology)
+    free = _free(assembly, mesh, topology)
     streamed = programs.compile_streamed(assembly, base, given, config, mesh, free)
     way = {
         "way": "streamed",
@@ -76,13 +76,20 @@ def compile_step(
     return Compiled(streamed.programs, uses, way)
 
 
-def _free(assembly: Assembly, given: Given, topology: Topology) -> tuple[int, int]:
+def _free(assembly: Assembly, mesh: Mesh, topology: Topology) -> tuple[int, int]:
     """Return the bytes free on all devices once the model is there, and on all hosts."""
-    held = sum(memory.device_bytes(x) for x in given.frozen.values())
-    held += 3 * 4 * trainable.count(assembly.trainable)  # float32, and AdamW's two moments
+    held = remat.held_bytes(assembly, mesh)
     devices = len(topology.devices)
     on_host = (topology.chip.host_bytes or 0) * topology.chips
     return max(topology.hbm_bytes - held, 0) * devices, on_host
+
+
+def _settled(base: Base, config: Config, mesh: Mesh, topology: Topology) -> Config:
+    """Return the configuration with what is computed again chosen as `train` chooses it."""
+    held = remat.held_bytes(assemble_of(base.config, config), mesh)
+    tokens = flops.tokens_of(config, base.clip_tokens)
+    rows = rows_at_once(config.train, mesh.size)
+    return remat.settle(config, base.config, tokens.clip, rows, topology.hbm_bytes - held)
 
 
 def make_report(base: Base, config: Config, topology: Topology, asked: Asked) -> dict[str, Any]:
@@ -93,6 +100,7 @@ def make_report(base: Base, config: Config, topology: Topology, asked: Asked) ->
     """
     mesh = sharding.make_mesh(config.mesh, topology.devices)
     sharding.check_batch("train.contrastive_batch", config.train.contrastive_batch, mesh)
+    config = _settled(base, config, mesh, topology)
     assembly = assemble_of(base.config, config)
     given = make_given(assembly, base, config, mesh)
     report = {
@@ -101,6 +109,7 @@ def make_report(base: Base, config: Config, topology: Topology, asked: Asked) ->
         "base": {"name": config.model.base, "numbers": base.source},
         "mesh": dict(mesh.shape),
         "pairs": config.train.contrastive_batch,
+        "remat": config.model.remat,
     }
     try:
         compiled = compile_step(assembly, base, given, config, mesh, topology)
@@ -187,21 +196,27 @@ def _speed(
     chip, pairs = topology.chip, config.train.contrastive_batch
     per_slice = len(topology.devices) // topology.slices
     cycles = sum(program.cycles() * program.times for program in compiled.programs)
+    per_chip = len(topology.devices) // topology.chips
+    kernels = sum(
+        program.times * kernel.seconds(chip, per_chip)
+        for program in compiled.programs
+        for kernel in program.kernels()
+    )
     busy = dict.fromkeys((collectives.ICI, collectives.DCN), 0.0)
     for program in compiled.programs:
         found = collectives.find(program.module, per_slice, topology.slices)
-        per_chip = len(topology.devices) // topology.chips
         for net, seconds in collectives.seconds(found.items(), chip, per_chip).items():
             busy[net] += seconds * program.times
     result = {
         "flops_per_pair": {"weights": required.weights, "attention": required.attention},
         "cycles": cycles,
+        "kernel_seconds": kernels,
         "ici_seconds": busy[collectives.ICI],
         "dcn_seconds": busy[collectives.DCN],
     }
     if chip.clock_hz is None:
         return result
-    compute = cycles / chip.clock_hz
+    compute = cycles / chip.clock_hz + kernels
     total = compute + sum(busy.values())
     peak = chip.peak_flops * topology.chips
     return result | {

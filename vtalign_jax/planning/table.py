@@ -43,8 +43,8 @@ def _head(report: dict[str, Any]) -> str:
     chips = f"{topology['chips']} chip{'s' * (topology['chips'] > 1)}"
     return (
         f"{report['base']['name']} on {slices}{topology['name']} ({chips}, data {mesh['data']} x "
-        f"fsdp {mesh['fsdp']}): {report['pairs']:,} pairs a step{way}; libtpu "
-        f"{report['versions']['libtpu']}"
+        f"fsdp {mesh['fsdp']}): {report['pairs']:,} pairs a step{way}, remat {report['remat']}; "
+        f"libtpu {report['versions']['libtpu']}"
     )
 
 
@@ -129,10 +129,18 @@ def _speed_lines(report: dict[str, Any]) -> list[str]:
         nets += f" by bandwidth; {report['step_seconds']:.3f} s if nothing overlaps"
     work = f"{report['flops_per_pair']['weights'] / 1e12:.2f} TFLOP a pair in products with weights"
     return [
-        f"a step computes for {report['compute_seconds']:.3f} s by the compiler's estimate{nets}",
+        f"a step computes for {report['compute_seconds']:.3f} s by the compiler's estimate"
+        f"{_kernels(report)}{nets}",
         f"MFU {report['mfu']:.1%} while computing ({work}); {report['pairs_per_second']:,.1f} "
         f"pairs/s, for which the hosts decode {report['frames_per_second']:,.0f} frames/s",
     ]
+
+
+def _kernels(report: dict[str, Any]) -> str:
+    """Return what is said of custom kernels, of which the compiler estimates nothing."""
+    if not report["kernel_seconds"]:
+        return ""
+    return f", attention of it {report['kernel_seconds']:.3f} s at 0.6 of the peak"
 
 
 def _data_lines(report: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """From a configuration to a model: its parameters' shapes, then the arrays on their devices."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -53,8 +54,13 @@ def assemble(config: Config) -> Assembly:
 
 
 def assemble_of(base: SmolVLMConfig, config: Config, directory: Path | None = None) -> Assembly:
-    """Return the model of a configuration on a base of these numbers, wherever its files are."""
+    """Return the model of a configuration on a base of these numbers, wherever its files are.
+
+    Where `remat.settle` has not chosen `model.remat`, the backward pass keeps least.
+    """
     adapters = trainable.adapter_config(config.tune)
+    if config.model.remat == "auto":
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
 
     def make_model() -> AlignerModel:
         return AlignerModel(

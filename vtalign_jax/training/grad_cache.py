@@ -51,6 +51,12 @@ def is_streamed(train: TrainConfig, devices: int) -> bool:
     return 0 < train.microbatch < train.contrastive_batch // devices
 
 
+def rows_at_once(train: TrainConfig, devices: int) -> int:
+    """Return how many rows a device differentiates at once."""
+    share = train.contrastive_batch // devices
+    return train.microbatch if is_streamed(train, devices) else share
+
+
 class _Functions(NamedTuple):
     """The four jitted functions of a step."""
 
@@ -183,11 +189,12 @@ class StreamedStep:
         self.keep = keep
         kept = NOTHING_KEPT if keep == "never" else Prefixes(rows, rows)
         places = _Loss(whole, whole, whole, whole, rows, rows, rows)
+        jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(self._mesh))
         self.functions = _Functions(
-            jax.jit(self._embed, out_shardings=(rows, kept)),
-            jax.jit(self._loss, out_shardings=places),
-            jax.jit(self._accumulate, donate_argnums=0, out_shardings=self._unreduced),
-            jax.jit(self._update, donate_argnums=0, out_shardings=whole),
+            jit(self._embed, out_shardings=(rows, kept)),
+            jit(self._loss, out_shardings=places),
+            jit(self._accumulate, donate_argnums=0, out_shardings=self._unreduced),
+            jit(self._update, donate_argnums=0, out_shardings=whole),
         )
 
     def prefix_bytes(self, state: TrainState, frozen: dict, parts: list[Batch]) -> int:
@@ -251,10 +258,19 @@ class StreamedStep:
         self, params: dict, frozen: dict, batch: Batch, seed: jax.Array, step: jax.Array
     ) -> tuple[Embedded, Prefixes]:
         """Return the embeddings of a microbatch, and its prefixes if they are kept."""
-        model = self._bind(params | frozen)
-        prefixes = self._prefixes(model, batch)
-        z = embed(model, batch, self._keys(seed, step, batch), prefixes, self._depth)
-        return z, NOTHING_KEPT if self.keep == "never" else prefixes
+
+        def of_rows(
+            params: dict, frozen: dict, batch: Batch, seed: jax.Array, step: jax.Array
+        ) -> tuple[Embedded, Prefixes]:
+            model = sharding.bind_whole(self._bind, self._mesh, params, frozen)
+            prefixes = self._prefixes(model, batch)
+            z = embed(model, batch, self._keys(seed, step, batch), prefixes, self._depth)
+            return z, NOTHING_KEPT if self.keep == "never" else prefixes
+
+        rows, whole = sharding.ROWS, sharding.WHOLE
+        given = (whole, sharding.frozen_specs(frozen), rows, whole, whole)
+        everywhere = sharding.per_device(of_rows, self._mesh, given, rows)
+        return everywhere(params, frozen, batch, seed, step)
 
     def _loss(
         self,
@@ -310,15 +326,20 @@ class StreamedStep:
         step: jax.Array,
     ) -> tuple[dict, jax.Array]:
         """Add a microbatch's gradient and captions, device by device: none waits for another."""
-        devices = self._mesh.size
-        keys = self._keys(seed, step, batch)
-        slope, caption_scale = slopes
 
-        def of_device(rows: tuple) -> tuple[dict, jax.Array]:
-            batch, prefixes, slope, keys = rows
+        def of_rows(
+            params: dict,
+            frozen: dict,
+            rows: tuple[Batch, Prefixes, Embedded],
+            shared: tuple[jax.Array, jax.Array, jax.Array],
+        ) -> tuple[dict, jax.Array]:
+            batch, prefixes, slope = rows
+            caption_scale, seed, step = shared
+            keys = self._keys(seed, step, batch)
 
             def inner(params: dict) -> tuple[jax.Array, jax.Array]:
-                model, nll = self._bind(params | frozen), jnp.float32(0.0)
+                model = sharding.bind_whole(self._bind, self._mesh, params, frozen)
+                nll = jnp.float32(0.0)
                 if self._caption_weight:
                     z, nll = embed_and_caption(
                         model, batch, keys, self._caption_tokens, prefixes, self._depth
@@ -329,13 +350,15 @@ class StreamedStep:
                 pull = sum(jnp.sum(a * b) for a, b in zip(z, slope, strict=True))
                 return pull + self._caption_weight * caption_scale * nll, nll
 
-            return jax.grad(inner, has_aux=True)(params)
+            added = jax.grad(inner, has_aux=True)(params)
+            return jax.tree.map(lambda x: x[None], added)  # a row for each device
 
-        split = jax.tree.map(
-            lambda x: x.reshape(devices, len(x) // devices, *x.shape[1:]),
-            (batch, prefixes, slope, keys),
-        )
-        return jax.tree.map(jnp.add, found, jax.vmap(of_device)(split))
+        rows, whole = sharding.ROWS, sharding.WHOLE
+        given = (whole, sharding.frozen_specs(frozen), rows, whole)
+        everywhere = sharding.per_device(of_rows, self._mesh, given, rows)
+        slope, caption_scale = slopes
+        added = everywhere(params, frozen, (batch, prefixes, slope), (caption_scale, seed, step))
+        return jax.tree.map(jnp.add, found, added)
 
     def _update(
         self, state: TrainState, gradient: dict, nll: jax.Array, loss: "_Loss"

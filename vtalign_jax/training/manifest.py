@@ -36,6 +36,7 @@ _PACKAGES = (
 # among them: their fingerprints are not.
 _FREE = (
     "model.base",
+    "model.remat",
     "data.dir",
     "data.workers",
     "data.prefetch_batches",

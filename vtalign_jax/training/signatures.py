@@ -79,9 +79,14 @@ def make_text_embedder(
     params = without_adapters(params)
     rows, max_tokens = _ROWS_A_DEVICE * mesh.size, config.data.max_text_tokens
 
+    def of_rows(params: Parameters, frozen: Parameters, ids: jax.Array, mask: jax.Array):
+        return sharding.bind_whole(bind, mesh, params, frozen).pooled_texts(ids, mask)
+
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, sharding.WHOLE))
     def pooled(params: Parameters, frozen: Parameters, ids: jax.Array, mask: jax.Array):
-        return bind({**params, **frozen}).pooled_texts(ids, mask)
+        rows = sharding.ROWS
+        given = (sharding.WHOLE, sharding.frozen_specs(frozen), rows, rows)
+        return sharding.per_device(of_rows, mesh, given, rows)(params, frozen, ids, mask)
 
     def embed_texts(texts: Sequence[str]) -> np.ndarray:
         say(f"comparing {len(texts):,} distinct texts by the base (compiling it first)")

@@ -12,7 +12,7 @@ from vtalign_jax import sharding
 from vtalign_jax.array_types import Batch, Identity
 from vtalign_jax.config import Config, ObjectiveConfig
 from vtalign_jax.models.aligner import AlignerModel
-from vtalign_jax.objectives.captioning import TILE, caption_nll, count_tokens
+from vtalign_jax.objectives.captioning import caption_nll, count_tokens
 from vtalign_jax.objectives.info_nce import make_info_nce
 from vtalign_jax.objectives.matching import make_matching
 from vtalign_jax.training.state import TrainState
@@ -100,7 +100,6 @@ def embed_and_caption(
     most_tokens: int,
     prefixes: Prefixes = NOTHING_KEPT,
     depth: str = "tower",
-    devices: int = 1,
 ) -> tuple[Embedded, jax.Array]:
     """Return what `embed` does, and the summed negative log-likelihood of the captions.
 
@@ -111,7 +110,6 @@ def embed_and_caption(
       most_tokens: the most tokens of a caption that are predicted.
       prefixes: see `embed`.
       depth: see `embed`.
-      devices: over which the rows are split; each holds a tile of logits.
     """
     clips, captions = model.captioned_clips(
         batch.clip_ids,
@@ -124,8 +122,7 @@ def embed_and_caption(
         depth=depth,
     )
     embedded = Embedded(model.project_clips(clips), _embed_texts(model, batch, keys, prefixes))
-    tile = devices * TILE
-    return embedded, caption_nll(model.base.logits, captions, batch.identity.row_mask, tile)
+    return embedded, caption_nll(model.base.logits, captions, batch.identity.row_mask)
 
 
 def _embed_texts(model: AlignerModel, batch: Batch, keys: tuple, prefixes: Prefixes) -> jax.Array:
@@ -165,19 +162,28 @@ def make_loss(bind: Bind, config: Config, mesh: Mesh) -> Callable:
     pair_loss = make_pair_loss(config.objective, mesh)
     has_dropout, weight = config.tune.dropout > 0, config.objective.caption_weight
 
-    def loss(params: dict, frozen: dict, batch: Batch, seed: jax.Array, step: jax.Array) -> tuple:
-        model = bind(params | frozen)
+    def of_rows(
+        params: dict, frozen: dict, batch: Batch, seed: jax.Array, step: jax.Array
+    ) -> tuple[Embedded, jax.Array | None]:
+        """Return what a device makes of its rows: embeddings, and float32[1] of its captions."""
+        model = sharding.bind_whole(bind, mesh, params, frozen)
         keys = row_keys(seed, step, batch.identity) if has_dropout else (None, None)
+        if not weight:
+            return embed(model, batch, keys), None
+        embedded, nll = embed_and_caption(model, batch, keys, config.data.max_text_tokens)
+        return embedded, nll[None]
+
+    def loss(params: dict, frozen: dict, batch: Batch, seed: jax.Array, step: jax.Array) -> tuple:
+        rows, whole = sharding.ROWS, sharding.WHOLE
+        given = (whole, sharding.frozen_specs(frozen), rows, whole, whole)
+        everywhere = sharding.per_device(of_rows, mesh, given, (rows, rows))
+        embedded, nll = everywhere(params, frozen, batch, seed, step)
+        model = bind(params | frozen)
+        value, metrics = pair_loss(model, embedded, batch.identity, seed, step)
         caption = {}
         if weight:
-            most = config.data.max_text_tokens
-            embedded, nll = embed_and_caption(model, batch, keys, most, devices=mesh.size)
             tokens = count_tokens(batch.caption_mask, batch.identity.row_mask)
-            caption = {"loss_caption": nll / jnp.maximum(tokens, 1.0)}
-        else:
-            embedded = embed(model, batch, keys)
-        value, metrics = pair_loss(model, embedded, batch.identity, seed, step)
-        if caption:
+            caption = {"loss_caption": jnp.sum(nll) / jnp.maximum(tokens, 1.0)}
             value += weight * caption["loss_caption"]
         return value, ({"loss": value} | metrics | caption, embedded)
 
@@ -213,4 +219,9 @@ def make_train_step(
         return state, metrics | updated, embedded, batch.identity
 
     whole, rows = (NamedSharding(mesh, spec) for spec in (sharding.WHOLE, sharding.ROWS))
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole, rows, rows))
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(whole, whole, rows, rows),
+        compiler_options=sharding.compiler_options(mesh),
+    )

@@ -1,0 +1,66 @@
+"""How much of the decoder the backward pass computes again: as little as memory allows."""
+
+import dataclasses
+
+import jax
+from jax.sharding import Mesh
+
+from vtalign_jax import sharding
+from vtalign_jax.config import Config
+from vtalign_jax.models.configuration import SmolVLMConfig
+from vtalign_jax.training import trainable
+from vtalign_jax.training.assemble import Assembly
+
+_AUTO, _LEAST_MEMORY = "auto", "full"
+_SHARE = 0.95  # of the free memory that a choice may fill
+
+
+def settle(config: Config, base: SmolVLMConfig, tokens: int, rows: int, free: int) -> Config:
+    """Return the configuration with `model.remat` chosen, if it is "auto".
+
+    Args:
+      config: of the run.
+      base: numbers of its base.
+      tokens: of a clip's turn, with the caption if there is one.
+      rows: that a device differentiates at once.
+      free: bytes of a device beside the model and the optimizer's state.
+    """
+    if config.model.remat != _AUTO:
+        return config
+    left = _SHARE * free - rows * _working_bytes(config, base, tokens)
+    kept = {level: rows * tokens * _kept_bytes(base, level) for level in ("norms", "mlp")}
+    chosen = next((level for level, size in kept.items() if size <= left), _LEAST_MEMORY)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=chosen))
+
+
+def held_bytes(assembly: Assembly, mesh: Mesh) -> int:
+    """Return what model and optimizer take of a device: float32 leaves, AdamW's two moments."""
+    places = sharding.frozen_shardings(assembly.frozen, mesh)
+    frozen = sum(_part_bytes(x, places[path]) for path, x in assembly.frozen.items())
+    return frozen + 3 * 4 * trainable.count(assembly.trainable)
+
+
+def _part_bytes(x: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> int:
+    size = x.dtype.itemsize
+    for length in place.shard_shape(x.shape):
+        size *= length
+    return size
+
+
+def _kept_bytes(base: SmolVLMConfig, level: str) -> int:
+    """Return the bytes that all blocks keep of a token, bfloat16: see `layers.REMAT`."""
+    text = base.text
+    width = 2 * text.hidden_size  # a block's input, and what enters its MLP
+    width += 2 * (text.num_attention_heads + text.num_key_value_heads) * text.head_dim
+    if level == "norms":
+        width += 2 * text.intermediate_size
+    return 2 * width * text.num_hidden_layers
+
+
+def _working_bytes(config: Config, base: SmolVLMConfig, tokens: int) -> int:
+    """Return the bytes of a row that one block of the tower and one of the decoder work with."""
+    vision, text = base.vision, base.text
+    patches = config.data.frames * vision.patches_per_side**2
+    tower = patches * (vision.intermediate_size + 6 * vision.hidden_size)
+    decoder = tokens * (3 * text.intermediate_size + 6 * text.hidden_size)
+    return 2 * (tower + decoder)
