@@ -38,7 +38,7 @@ from vtalign_jax.pipeline.order import BatchOrder
 from vtalign_jax.pipeline.texts import cut_texts
 from vtalign_jax.training import manifest, optim, trainable
 from vtalign_jax.training.assemble import assemble, load
-from vtalign_jax.training.grad_cache import StreamedStep, is_streamed
+from vtalign_jax.training.grad_cache import StreamedStep
 from vtalign_jax.training.initial import FRESH, place, read_initial
 from vtalign_jax.training.mask_log import MaskLog
 from vtalign_jax.training.session import Session
@@ -240,7 +240,7 @@ def _make_step(
     mesh: jax.sharding.Mesh,
 ) -> Callable:
     """Return `step(state, frozen, batch on the host)`: direct, or streamed by microbatches."""
-    if is_streamed(config.train, mesh.size):
+    if config.train.is_streamed(mesh.size):
         return StreamedStep(bind, optimizer, learning_rate, config, mesh, _say)
     step = make_train_step(bind, optimizer, learning_rate, config, mesh)
     return lambda state, frozen, batch: step(state, frozen, sharding.to_devices(batch, mesh))

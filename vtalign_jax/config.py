@@ -106,6 +106,15 @@ class TrainConfig:
     max_nonfinite_steps: int = 10  # in a row, before the run stops
     seed: int = 0
 
+    def is_streamed(self, devices: int) -> bool:
+        """Return whether a step is made of microbatches, smaller than a device's share."""
+        return self.rows_at_once(devices) < self.contrastive_batch // devices
+
+    def rows_at_once(self, devices: int) -> int:
+        """Return how many rows a device differentiates at once."""
+        share = self.contrastive_batch // devices
+        return min(self.microbatch, share) if self.microbatch > 0 else share
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:

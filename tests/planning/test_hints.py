@@ -6,6 +6,7 @@ from vtalign_jax.planning import hints, programs, topology
 MACHINE = topology.Topology("v5e:2x2", 1, [None] * 4, None, 4)
 CONFIG = make_config(train={"contrastive_batch": 128}, model={"remat": "none"})
 REPORT = {
+    "remat": "none",
     "memory": {
         "hbm_bytes": 100,
         "total_bytes": 200,
@@ -68,9 +69,10 @@ def test_a_setting_that_was_planned_and_fits_is_named_or_what_was_tried(fitting,
 
 
 def test_without_anything_left_to_turn_the_buffer_is_named():
+    full = REPORT | {"remat": "full"}
     config = make_config(train={"contrastive_batch": 4})
-    said = hints.search(REPORT, config, MACHINE._replace(devices=[None]), None, 0)
+    said = hints.search(full, config, MACHINE._replace(devices=[None]), None, 0)
     assert said.startswith("--tries=0 ended before --config.train.microbatch")
     config = make_config(train={"contrastive_batch": 4}, mesh={"fsdp": 4})
-    said = hints.search(REPORT, config, MACHINE, None, 2)
+    said = hints.search(full, config, MACHINE, None, 2)
     assert said.startswith("no setting tried fits (there is none); its largest buffer is f32[9,9]")

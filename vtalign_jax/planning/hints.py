@@ -7,7 +7,6 @@ from typing import Any
 from vtalign_jax.config import Config
 from vtalign_jax.planning.table import size
 from vtalign_jax.planning.topology import Topology
-from vtalign_jax.training.grad_cache import is_streamed
 
 _MARGIN = 0.8  # of the share that proportion gives, as not everything shrinks with the rows
 
@@ -58,13 +57,11 @@ def candidates(report: dict[str, Any], config: Config, topology: Topology) -> It
       config: that one.
       topology: of it.
     """
-    if config.model.remat != "full":
+    if report["remat"] != "full":
         config = dataclasses.replace(config, model=_with(config.model, remat="full"))
         yield config
     devices = len(topology.devices)
-    rows = config.train.contrastive_batch // devices
-    if is_streamed(config.train, devices):
-        rows = config.train.microbatch
+    rows = config.train.rows_at_once(devices)
     for _ in range(2):
         rows = _fewer(rows, report["memory"])
         if not rows:

@@ -13,7 +13,6 @@ from vtalign_jax.planning.abstract import Base, Given, make_given
 from vtalign_jax.planning.topology import Topology
 from vtalign_jax.training import remat
 from vtalign_jax.training.assemble import Assembly, assemble_of
-from vtalign_jax.training.grad_cache import is_streamed, rows_at_once
 
 _LARGEST = 5  # temporaries shown
 _CACHE_BYTES = 2  # bfloat16
@@ -58,7 +57,7 @@ def compile_step(
     Raises:
       OutOfMemory: the compiler cannot fit one of its programs.
     """
-    if not is_streamed(config.train, mesh.size):
+    if not config.train.is_streamed(mesh.size):
         found = programs.compile_direct(assembly, given, config, mesh)
         rows = config.train.contrastive_batch // mesh.size
         way = {"way": "direct", "pairs_per_device": rows}
@@ -88,7 +87,7 @@ def _settled(base: Base, config: Config, mesh: Mesh, topology: Topology) -> Conf
     """Return the configuration with what is computed again chosen as `train` chooses it."""
     held = remat.held_bytes(assemble_of(base.config, config), mesh)
     tokens = flops.tokens_of(config, base.clip_tokens)
-    rows = rows_at_once(config.train, mesh.size)
+    rows = config.train.rows_at_once(mesh.size)
     return remat.settle(config, base.config, tokens.clip, rows, topology.hbm_bytes - held)
 
 

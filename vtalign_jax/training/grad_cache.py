@@ -26,10 +26,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vtalign_jax import sharding
 from vtalign_jax.array_types import Batch, Identity
-from vtalign_jax.config import Config, TrainConfig
+from vtalign_jax.config import Config
 from vtalign_jax.models.aligner import attended
 from vtalign_jax.objectives.captioning import count_tokens
-from vtalign_jax.training.memory import least_free_bytes
+from vtalign_jax.training.memory import OnHost, least_free_bytes
 from vtalign_jax.training.state import TrainState
 from vtalign_jax.training.step import (
     NOTHING_KEPT,
@@ -44,17 +44,6 @@ from vtalign_jax.training.step import (
 from vtalign_jax.training.update import make_update
 
 _DEVICE_SHARE, _HOST_SHARE = 0.4, 0.5  # of the free memory that prefixes may fill
-
-
-def is_streamed(train: TrainConfig, devices: int) -> bool:
-    """Return whether a step is made of microbatches: they are smaller than a device's share."""
-    return 0 < train.microbatch < train.contrastive_batch // devices
-
-
-def rows_at_once(train: TrainConfig, devices: int) -> int:
-    """Return how many rows a device differentiates at once."""
-    share = train.contrastive_batch // devices
-    return train.microbatch if is_streamed(train, devices) else share
 
 
 class _Functions(NamedTuple):
@@ -381,13 +370,13 @@ class StreamedStep:
         """Return the prefixes where they wait: on the devices, or as this process's own shards."""
         if self.keep != "host":
             return prefixes
-        return jax.tree.map(_Shards, prefixes)
+        return jax.tree.map(OnHost, prefixes)
 
     def _fetch(self, prefixes: Prefixes) -> Prefixes:
         if self.keep != "host":
             return prefixes
         return jax.tree.map(
-            lambda x: x.to_devices(), prefixes, is_leaf=lambda x: isinstance(x, _Shards)
+            lambda x: x.to_devices(), prefixes, is_leaf=lambda x: isinstance(x, OnHost)
         )
 
 
@@ -402,15 +391,3 @@ def _make_zeros(
         return gradient, jnp.zeros(devices, jnp.float32)
 
     return jax.jit(make, out_shardings=placed)
-
-
-class _Shards:
-    """The parts of a sharded array that this process's devices hold, in host memory."""
-
-    def __init__(self, array: jax.Array) -> None:
-        self._shape, self._sharding = array.shape, array.sharding
-        self._shards = [(s.device, np.asarray(s.data)) for s in array.addressable_shards]
-
-    def to_devices(self) -> jax.Array:
-        arrays = [jax.device_put(shard, device) for device, shard in self._shards]
-        return jax.make_array_from_single_device_arrays(self._shape, self._sharding, arrays)

@@ -1,4 +1,4 @@
-"""How much memory is free, of a device and of the host."""
+"""How much memory is free, of a device and of the host; arrays that wait on the host."""
 
 import os
 import pathlib
@@ -31,3 +31,17 @@ def _available_on_host() -> int:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 2**10
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS tells no more
+
+
+class OnHost:
+    """The parts of a sharded array that this process's devices hold, in host memory."""
+
+    def __init__(self, array: jax.Array) -> None:
+        """Copy them to the host."""
+        self._shape, self._sharding = array.shape, array.sharding
+        self._shards = [(s.device, np.asarray(s.data)) for s in array.addressable_shards]
+
+    def to_devices(self) -> jax.Array:
+        """Return the array, where it lay."""
+        arrays = [jax.device_put(shard, device) for device, shard in self._shards]
+        return jax.make_array_from_single_device_arrays(self._shape, self._sharding, arrays)
