@@ -66,9 +66,9 @@ def shared():
     bind, params, frozen = make_aligner(CONFIG)  # with adapters alive
     split, traces, said = FakeSplit(), [], []
 
-    def counted(values):
+    def counted(*values):
         traces.append(1)
-        return bind(values)
+        return bind(*values)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embed, "make_eval_loader", _padded_batches)

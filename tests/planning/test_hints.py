@@ -12,7 +12,7 @@ REPORT = {
         "total_bytes": 200,
         "parts": {"frozen": 40},
         "largest_temporaries": [{"shape": "f32[9,9]", "bytes": 2**31}],
-    }
+    },
 }
 
 

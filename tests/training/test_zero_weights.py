@@ -24,8 +24,8 @@ def trace(**weights):
     arguments = (init_state(params, optimizer, 0, mesh), frozen, batch)
     (call,) = jax.make_jaxpr(step)(*arguments).eqns
     inner = call.params["jaxpr"].jaxpr
-    used = {id(x) for x in inner.outvars} | {id(x) for e in inner.eqns for x in e.invars}
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(arguments)]
+    used = reads(inner)
     read = [path for path, x in zip(paths, inner.invars, strict=True) if id(x) in used]
     return list(equations(inner)), read
 
@@ -48,6 +48,20 @@ def test_a_step_holds_only_the_losses_that_have_a_weight(itm_weight, caption_wei
     assert any(words in e.outvars[0].aval.shape for e in products) == (caption_weight > 0)
     draws = [e for e in equations if "random" in e.primitive.name]
     assert bool(draws) == (itm_weight > 0)
+
+
+def reads(jaxpr):
+    """Return the ids of the variables that a jaxpr uses, inside what every device runs too."""
+    used = {id(x) for x in jaxpr.outvars}
+    for equation in jaxpr.eqns:
+        taken = equation.invars
+        if equation.primitive.name == "shard_map":
+            (inner,) = jaxprs_in_params(equation.params)
+            used_inside = reads(inner)
+            pairs = zip(taken, inner.invars, strict=True)
+            taken = [x for x, within in pairs if id(within) in used_inside]
+        used |= {id(x) for x in taken}
+    return used
 
 
 def equations(jaxpr):

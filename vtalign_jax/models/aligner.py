@@ -86,7 +86,7 @@ class AlignerModel(nnx.Module):
             rngs=rngs,
             param_dtype=config.frozen_dtype,
             compute_dtype=config.compute_dtype,
-            remat=config.remat,
+            remat="full" if config.remat == "auto" else config.remat,  # where nobody has chosen
         )
         sizes = (base_config.text.hidden_size, config.embedding_dim)
         if config.head == "shared":

@@ -1,6 +1,5 @@
 """From a configuration to a model: its parameters' shapes, then the arrays on their devices."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -54,13 +53,8 @@ def assemble(config: Config) -> Assembly:
 
 
 def assemble_of(base: SmolVLMConfig, config: Config, directory: Path | None = None) -> Assembly:
-    """Return the model of a configuration on a base of these numbers, wherever its files are.
-
-    Where `remat.settle` has not chosen `model.remat`, the backward pass keeps least.
-    """
+    """Return the model of a configuration on a base of these numbers, wherever its files are."""
     adapters = trainable.adapter_config(config.tune)
-    if config.model.remat == "auto":
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
 
     def make_model() -> AlignerModel:
         return AlignerModel(
