@@ -98,20 +98,42 @@ def make_identity(rows: int) -> Identity:
     )
 
 
-def make_batch(base: SmolVLMConfig, rows: int, frames: int, text_tokens: int) -> Batch:
-    """Return a batch of noise: all frames and tokens are real."""
+def make_batch(
+    base: SmolVLMConfig,
+    rows: int,
+    frames: int,
+    text_tokens: int,
+    clip_words: int = 16,
+    captions: int = 0,
+) -> Batch:
+    """Return a batch of noise: all frames and tokens are real.
+
+    Args:
+      base: numbers of the model.
+      rows: B.
+      frames: of a clip.
+      text_tokens: of a text's turn.
+      clip_words: tokens of a clip's turn beside the image tokens.
+      captions: tokens after that, all of them to be predicted.
+    """
     rng = np.random.default_rng(0)
     edge = base.vision.image_size
     images = frames * base.tokens_per_frame
-    words = rng.integers(4, base.text.vocab_size, (rows, 16))
-    clip_ids = np.concatenate([np.full((rows, images), base.image_token_id), words], axis=1)
-    text_ids = rng.integers(4, base.text.vocab_size, (rows, text_tokens))
+
+    def words(count: int) -> np.ndarray:
+        drawn = rng.integers(4, base.text.vocab_size, (rows, count))
+        return np.where(drawn == base.image_token_id, 4, drawn)
+
+    shown = np.full((rows, images), base.image_token_id)
+    clip_ids = np.concatenate([shown, words(clip_words), words(captions)], axis=1)
+    is_turn = np.broadcast_to(np.arange(clip_ids.shape[1]) < images + clip_words, clip_ids.shape)
+    text_ids = words(text_tokens)
     return Batch(
         frames=rng.integers(0, 256, (rows, frames, edge, edge, 3), np.uint8),
         frame_mask=np.ones((rows, frames), bool),
         clip_ids=clip_ids.astype(np.int32),
-        clip_mask=np.ones(clip_ids.shape, bool),
-        caption_mask=np.zeros(clip_ids.shape, bool),
+        clip_mask=is_turn,
+        caption_mask=~is_turn,
         text_ids=text_ids.astype(np.int32),
         text_mask=np.ones(text_ids.shape, bool),
         identity=make_identity(rows),

@@ -5,6 +5,7 @@ r"""Measure parts of the system side by side in one run; prints a JSON object a 
     python launch/bench.py loss
     python launch/bench.py similarity [--base=...] [--sentence_model=...]
     python launch/bench.py load [--forward] [--base=...] [--scratch=...]
+    python launch/bench.py step --size=tiny|256M|500M|2.2B [--peer] [--cached] [--pairs=...] ...
 
 `prepare`: rendering clips against a loop that opens, seeks and decodes for each clip, by default on
 a synthetic video of 10 minutes with 200 nodes, and a worker's memory for 1 and 10 minutes of video.
@@ -23,11 +24,18 @@ converted, against transformers' `from_pretrained` and a copy of every tensor; b
 2.2B checkpoint. With `--forward` the hidden states of a clip and a text in float32 against
 transformers' instead.
 
+`step`: the training step with random weights on one device: pairs a second, share of the rate of a
+large matrix product (MFU), memory, time to compile. With `--peer` beside transformers and PEFT with
+SDPA, in bfloat16 compiled by `torch.compile` on a GPU; with `--cached` the batch carries what the
+tower made of the frames (the peer computes it). Needs no dataset, no download, and none of the
+packages that read data.
+
 Seconds differ between machines; the ratios are what to compare.
 """
 
 import functools
 import json
+import os
 import sys
 
 from absl import flags
@@ -44,6 +52,21 @@ _SENTENCE_MODEL = flags.DEFINE_string(
 )
 _FORWARD = flags.DEFINE_bool("forward", False, "load: compare a forward pass in float32 instead")
 _SCRATCH = flags.DEFINE_string("scratch", "", "load: folder for 10 GB, removed afterwards")
+_SIZE = flags.DEFINE_enum("size", "256M", ("tiny", "256M", "500M", "2.2B"), "step: of the base")
+_PAIRS = flags.DEFINE_integer("pairs", 32, "step: in the loss", lower_bound=2)
+_FRAMES = flags.DEFINE_integer("frames", 8, "step: of a clip", lower_bound=1)
+_TEXT_TOKENS = flags.DEFINE_integer("text_tokens", 32, "step: of a text", lower_bound=8)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "bfloat16", ("bfloat16", "float32"), "step: of weights and products"
+)
+_MICROBATCH = flags.DEFINE_integer(
+    "microbatch", 0, "step: pairs at once, streamed by GradCache; 0: all", lower_bound=0
+)
+_LOSSES = flags.DEFINE_multi_enum(
+    "losses", [], ("itm", "caption"), "step: losses beside InfoNCE, with the plan's weights"
+)
+_CACHED = flags.DEFINE_bool("cached", False, "step: features of the tower instead of frames")
+_PEER = flags.DEFINE_bool("peer", False, "step: measure transformers and PEFT as well")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "counted runs of each way", lower_bound=1)
 
 
@@ -85,12 +108,33 @@ def _load():
     return load.measure(_BASE.value, _SCRATCH.value, _REPEATS.value, say, forward=_FORWARD.value)
 
 
+def _step():
+    # JAX would take three quarters of a GPU's memory at once, and leave too little for the peer.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from benchmarks import train_step
+
+    shape = train_step.Shape(
+        values=train_step.SIZES[_SIZE.value],
+        pairs=_PAIRS.value,
+        frames=_FRAMES.value,
+        text_tokens=_TEXT_TOKENS.value,
+        dtype=_DTYPE.value,
+        microbatch=_MICROBATCH.value,
+        itm_weight=0.5 * ("itm" in _LOSSES.value),
+        caption_weight=0.2 * ("caption" in _LOSSES.value),
+        cached=_CACHED.value,
+    )
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    return train_step.measure(_SIZE.value, shape, _REPEATS.value, say, peer=_PEER.value)
+
+
 PARTS = {  # each imports what it alone needs
     "prepare": _prepare,
     "input": _input,
     "loss": _loss,
     "similarity": _similarity,
     "load": _load,
+    "step": _step,
 }
 
 

@@ -7,11 +7,12 @@ field, a wrong type or a value out of range raises `UserError` naming the field.
 
 import dataclasses
 import math
-from typing import Any
-
-import ml_collections
+from typing import TYPE_CHECKING, Any
 
 from vtalign_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import ml_collections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +197,10 @@ _RANGES = {  # field: lowest and highest value allowed, both included
 }
 
 
-def default_config() -> ml_collections.ConfigDict:
+def default_config() -> "ml_collections.ConfigDict":
     """Return an editable, locked ConfigDict: the plan's settings, its two further losses at 0."""
+    import ml_collections  # only what reads configuration files needs it
+
     return ml_collections.ConfigDict(dataclasses.asdict(Config()))
 
 
@@ -215,7 +218,7 @@ def resolve(values: Any) -> Config:
     Raises:
       UserError: unknown field, wrong type, or value out of range; the message names the field.
     """
-    values = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else dict(values)
+    values = values.to_dict() if hasattr(values, "to_dict") else dict(values)
     sections = {f.name: f.default for f in dataclasses.fields(Config)}
     _refuse_unknown(values, sections, "")
     resolved = {}

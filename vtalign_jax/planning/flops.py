@@ -16,6 +16,8 @@ from vtalign_jax.config import Config
 from vtalign_jax.models.configuration import SmolVLMConfig
 from vtalign_jax.training.assemble import Assembly
 
+_TOWER = "base.vision_model."
+
 
 class Tokens(NamedTuple):
     """The tokens of a pair.
@@ -65,6 +67,15 @@ def forward_of_pair(assembly: Assembly, tokens: Tokens) -> float:
     return _forward(assembly, assembly.base, tokens)
 
 
+def tower_of_pair(assembly: Assembly, tokens: Tokens) -> float:
+    """Return the part of `forward_of_pair` that a cache of the tower's features saves."""
+    return sum(
+        2.0 * leaf.size * _uses(path, assembly.base, tokens)
+        for path, leaf in assembly.frozen.items()
+        if path.startswith(_TOWER)
+    )
+
+
 def _forward(assembly: Assembly, base: SmolVLMConfig, tokens: Tokens) -> float:
     total = 0.0
     for path, leaf in (assembly.trainable | assembly.frozen).items():
@@ -102,7 +113,7 @@ def _uses(path: str, base: SmolVLMConfig, tokens: Tokens) -> float:
 
 def _input_gradients(path: str, uses: float, config: Config, tokens: Tokens) -> float:
     """Return for how many of these tokens the gradient goes on below the leaf."""
-    if not uses or path.startswith("base.vision_model."):
+    if not uses or path.startswith(_TOWER):
         return 0.0
     if path.startswith("base.connector."):
         return uses if path.endswith(".lora_b") else 0.0  # below it nothing is trained
