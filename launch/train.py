@@ -1,19 +1,18 @@
 r"""Train: adapt SmolVLM to a dataset of clips and texts.
 
     python launch/train.py --config=configs/pretrain.py --workdir=runs/pretrain \
-        [--config.optim.learning_rate=3e-5]
+        [--config.optim.learning_rate=3e-5] [--profile_steps=10:15]
 
 The same command resumes from the newest checkpoint of the workdir. SIGTERM and Ctrl-C save and end;
 a second Ctrl-C ends at once. On a TPU pod start it on every host; elsewhere --coordinator,
 --num_processes and --process_id say which processes belong together. vtalign_jax/config.py lists
-the fields of a configuration.
+the fields of a configuration. --profile_steps traces these steps for TensorBoard's profile page.
 """
 
 import dataclasses
 import functools
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,15 +31,18 @@ from vtalign_jax.interop.forms import SQUARE
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.objectives.negatives import compares_texts
 from vtalign_jax.pipeline.dataset import ClipSplit, check_leakage, open_split
-from vtalign_jax.pipeline.loader import make_loader, train_order
+from vtalign_jax.pipeline.loader import Batches, make_loader, train_order
 from vtalign_jax.pipeline.mixture import describe, epoch_counts
 from vtalign_jax.pipeline.order import BatchOrder
 from vtalign_jax.pipeline.texts import cut_texts
 from vtalign_jax.training import manifest, optim, trainable
 from vtalign_jax.training.assemble import assemble, load
+from vtalign_jax.training.feed import Feed
 from vtalign_jax.training.grad_cache import StreamedStep
 from vtalign_jax.training.initial import FRESH, place, read_initial
 from vtalign_jax.training.mask_log import MaskLog
+from vtalign_jax.training.metrics import BOARD
+from vtalign_jax.training.profile import Profile
 from vtalign_jax.training.session import Session
 from vtalign_jax.training.signatures import make_text_embedder, record_signatures
 from vtalign_jax.training.state import init_state
@@ -51,6 +53,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder where the run is kept; default runs/<name of the config>"
+)
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", "", "first:last step to trace into tensorboard/ of the workdir, such as 10:15"
 )
 
 _COMPILED = "compilation_cache"  # inside a workdir
@@ -63,6 +68,7 @@ def main() -> None:
         _say(f"warning: {line}")
     workdir = _WORKDIR.value or f"runs/{Path(flags.FLAGS['config'].config_filename).stem}"
     _keep_compilations(workdir)
+    profile = Profile(_PROFILE_STEPS.value if _is_primary() else "", f"{workdir}/{BOARD}", _say)
     ending = distributed.Ending()
 
     mesh = sharding.make_mesh(config.mesh)
@@ -106,36 +112,26 @@ def main() -> None:
         _say("evaluating the model before training (compiling it first)")
         _record_start(session, evaluator, drawn, start, frozen)
 
-    train_step = _make_step(model.bind, optimizer, learning_rate, config, mesh)
+    train_step, put = _make_step(model.bind, optimizer, learning_rate, config, mesh)
     from_step = session.step if session.is_resumed else None
     mask_log = MaskLog(workdir, from_step, config, train_split, mesh, is_primary=_is_primary())
-    is_over = session.is_over(session.step)
-    batches = make_loader(
-        train_split,
-        tokenizer,
-        config,
-        start_step=session.step,
-        num_steps=0 if is_over else session.total_steps - session.step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        train=True,
-        signature=None
-        if is_over
-        else _signature(train_split, tokenizer, model.bind, drawn, frozen, config, mesh),
-    )
-    if not is_over:
+    signature = None
+    if not session.is_over(session.step):
+        signature = _signature(train_split, tokenizer, model.bind, drawn, frozen, config, mesh)
         _say("compiling the training step")
+    batches = _make_batches(session, train_split, tokenizer, config, signature)
     ending.catch_interrupt()
-    metrics, waiting_since = {}, time.perf_counter()
-    for step, batch in batches:
-        session.progress.advance(_lost_seconds(waiting_since, metrics))
-        previous = metrics
+    metrics, feed = {}, Feed(batches, put)
+    for step, batch in feed:
+        previous, done = metrics, step + 1
+        profile.before(done)
         state, metrics, embedded, identity = train_step(state, frozen, batch)
+        session.progress.advance(feed.fetch(metrics))
         jax.block_until_ready(previous)  # one step ahead of the devices, not many batches
-        done = step + 1
         if step == session.step:
             jax.block_until_ready(metrics)
             session.progress.restart_clock()  # what came before is compilation
+        profile.after(done, metrics)
         if session.is_log_due(done):
             described = mask_log.record(done, embedded, metrics["temperature"], identity)
             session.log(done, metrics, described)
@@ -149,7 +145,7 @@ def main() -> None:
             session.save(done, state)
         if is_ending or session.is_over(done):
             break
-        waiting_since = time.perf_counter()
+    profile.close()
     batches.close()
     mask_log.close()
     session.close()
@@ -157,15 +153,26 @@ def main() -> None:
     sys.exit(ending.exit_code())
 
 
-def _lost_seconds(waiting_since: float, metrics: dict[str, jax.Array]) -> float:
-    """Return how long the devices stood still for a batch, at most; 0 while they still compute.
-
-    Args:
-      waiting_since: the moment when the batch was asked for.
-      metrics: of the step made last.
-    """
-    waited = time.perf_counter() - waiting_since
-    return waited if all(value.is_ready() for value in metrics.values()) else 0.0
+def _make_batches(
+    session: Session,
+    split: ClipSplit,
+    tokenizer: ClipTokenizer,
+    config: Config,
+    signature: np.ndarray | None,
+) -> Batches:
+    """Return this process's slices of the batches that the run has still to see."""
+    left = session.total_steps - session.step
+    return make_loader(
+        split,
+        tokenizer,
+        config,
+        start_step=session.step,
+        num_steps=0 if session.is_over(session.step) else left,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        train=True,
+        signature=signature,
+    )
 
 
 def _say_mixture(
@@ -238,12 +245,16 @@ def _make_step(
     learning_rate: optax.Schedule,
     config: Config,
     mesh: jax.sharding.Mesh,
-) -> Callable:
-    """Return `step(state, frozen, batch on the host)`: direct, or streamed by microbatches."""
+) -> tuple[Callable, Callable]:
+    """Return `step(state, frozen, put(batch on the host))` and `put`.
+
+    Direct, `put` sends the batch to the devices; streamed, the step does so by microbatches.
+    """
     if config.train.is_streamed(mesh.size):
-        return StreamedStep(bind, optimizer, learning_rate, config, mesh, _say)
+        step = StreamedStep(bind, optimizer, learning_rate, config, mesh, _say)
+        return step, lambda batch: batch
     step = make_train_step(bind, optimizer, learning_rate, config, mesh)
-    return lambda state, frozen, batch: step(state, frozen, sharding.to_devices(batch, mesh))
+    return step, lambda batch: sharding.to_devices(batch, mesh)
 
 
 def _signature(

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from vtalign_jax.errors import UserError
-from vtalign_jax.processes import make_pool, map_in_order
+from vtalign_jax.processes import host_gib, make_pool, map_in_order
 
 
 def _square_or_die(number):
@@ -21,3 +21,11 @@ def test_results_come_in_the_order_of_the_items(workers):
 def test_a_worker_that_is_ended_from_outside_is_a_users_error():
     with make_pool(2) as pool, pytest.raises(UserError, match="fewer --workers"):
         list(map_in_order(_square_or_die, [1, -1, 2], pool))
+
+
+def test_the_memory_of_processes_started_here_counts():
+    alone = host_gib()
+    with make_pool(2) as pool:
+        list(map_in_order(_square_or_die, range(4), pool))
+        together = host_gib()
+    assert 0.01 < alone < together

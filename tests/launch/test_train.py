@@ -63,6 +63,8 @@ def test_a_run_leaves_what_it_should(finished, dataset):
     assert [row["step"] for row in recorded if "val/recall@5" in row] == [0, 3, 6, 9, 12]
     assert [row["step"] for row in recorded if "train/loss" in row] == list(range(1, 13))
     trained = [row for row in recorded if "train/loss" in row]
+    for row in map(json.loads, (finished / "metrics.jsonl").read_text().splitlines()):
+        assert "train/loss" not in row or 0.05 < row["train/host_gib"] < 16
     for row in trained:  # one recording alone is trained on
         assert row["train/gradient/same_recording"] == pytest.approx(1.0)
         assert row["train/pairs/cross_recording"] == 0.0
@@ -87,13 +89,16 @@ def test_a_finished_run_started_again_changes_nothing(tmp, finished, dataset):
     assert rows(finished) == before
 
 
-def test_texts_that_the_base_finds_similar_are_no_negatives_if_asked_for(tmp, dataset):
+def test_similar_texts_are_no_negatives_and_steps_are_profiled_if_asked_for(tmp, dataset):
     more = ["--config.train.epochs=1", "--config.objective.similar_text_threshold=0.5"]
+    more += ["--profile_steps=2:3"]
     output, again = (
         commands.run(tmp, *train_arguments(dataset, tmp / "similar", *more)) for _ in range(2)
     )
     assert re.search(r"comparing \d+ distinct texts by the base", output)
     assert "comparing" not in again  # it was over
+    assert len(list((tmp / "similar" / "tensorboard").glob("plugins/profile/*/*.xplane.pb"))) == 1
+    assert "--profile_steps=2:3 are none of the steps made" in again
     share = "train/pairs/similar_text"
     assert max(row[share] for row in rows(tmp / "similar") if share in row) > 0
 

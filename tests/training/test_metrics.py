@@ -139,11 +139,12 @@ def test_progress_on_a_terminal_is_a_bar():
 def test_progress_counts_pairs_and_waiting_of_its_interval_only(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("vtalign_jax.training.metrics.host_gib", lambda: 1.5)
     progress = Progress(total_steps=20, pairs_a_step=32, stream=io.StringIO())
     progress.advance(0.5)
     progress.advance(0.5)
     clock[0] += 4.0
-    assert progress.timing() == {"train/pairs_per_second": 16.0, "train/data_wait": 0.25}
+    assert progress.timing() == dict(zip(TIMING, (16.0, 0.25, 1.5), strict=True))
     progress.advance(0.0)
     clock[0] += 1.0
-    assert progress.timing() == {"train/pairs_per_second": 32.0, "train/data_wait": 0.0}
+    assert progress.timing() == dict(zip(TIMING, (32.0, 0.0, 1.5), strict=True))

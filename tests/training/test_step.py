@@ -13,6 +13,7 @@ from vtalign_jax import sharding
 from vtalign_jax.config import MeshConfig
 from vtalign_jax.models.aligner import MIN_TEMPERATURE
 from vtalign_jax.training import optim
+from vtalign_jax.training.feed import Feed
 from vtalign_jax.training.state import init_state
 from vtalign_jax.training.step import make_loss, make_train_step, row_keys
 
@@ -135,11 +136,12 @@ def run(aligner, compiled_step):
 
 def test_steps_reduce_the_loss_trace_once_and_leave_frozen_leaves_alone(run):
     step, state, frozen, put = run
-    batch = put(make_batch(16))
+    feed = Feed(((number, make_batch(16)) for number in range(30)), put)
     before = jax.tree.map(np.array, frozen)
     losses = []
-    for _ in range(30):
+    for _, batch in feed:
         state, metrics, *_ = step(state, frozen, batch)
+        feed.fetch(metrics)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     assert step._cache_size() == 1

@@ -13,10 +13,12 @@ import tqdm
 from etils import epath
 
 from vtalign_jax.errors import UserError
+from vtalign_jax.processes import host_gib
 
-FILE = "metrics.jsonl"  # inside a workdir
-# The scalars that depend on the machine's speed; every other one is the same after kill and resume.
-TIMING = ("train/pairs_per_second", "train/data_wait")
+FILE, BOARD = "metrics.jsonl", "tensorboard"  # inside a workdir
+# The scalars that depend on the machine; every other one is the same after kill and resume. Pairs
+# a second, share of the time in which the devices stood still for data, host memory in GiB.
+TIMING = ("train/pairs_per_second", "train/data_wait", "train/host_gib")
 
 
 class StepRows:
@@ -81,7 +83,7 @@ class MetricsWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         self._rows = StepRows(workdir / FILE, restored_step)
         purge = 0 if restored_step is None else restored_step + 1
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+        self._board = tensorboardX.SummaryWriter(str(workdir / BOARD), purge_step=purge)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write one row; what is not finite becomes null."""
@@ -189,7 +191,7 @@ class Progress:
     def timing(self) -> dict[str, float]:
         """Return the `TIMING` scalars of the interval since the last call, and begin the next."""
         seconds = max(time.perf_counter() - self._began, 1e-9)
-        scalars = (self._steps * self._pairs / seconds, self._waited / seconds)
+        scalars = (self._steps * self._pairs / seconds, self._waited / seconds, host_gib())
         self.restart_clock()
         return dict(zip(TIMING, scalars, strict=True))
 
