@@ -144,7 +144,8 @@ class FakeTokenizer:
         )
 
     def encode_text(self, text, max_tokens):
-        return np.array([*(ord(c) for c in text[: max_tokens - 1]), 1], np.int32)
+        cut = text if max_tokens is None else text[: max_tokens - 1]
+        return np.array([*(ord(c) for c in cut), 1], np.int32)
 
     def encode_caption(self, text, max_tokens):
         ids = np.array([2, *(ord(c) for c in text[: max_tokens - 2]), 1], np.int32)

@@ -5,7 +5,7 @@ from tests.pipeline.clip_fixtures import make_clip, write_dataset
 from vtalign_jax.config import DataConfig
 from vtalign_jax.errors import UserError
 from vtalign_jax.pipeline.dataset import open_split
-from vtalign_jax.pipeline.texts import cut_texts, evaluation_identity, with_parent
+from vtalign_jax.pipeline.texts import cut_texts, evaluation_identity, padded_length, with_parent
 
 
 def test_a_node_without_parent_is_its_name():
@@ -72,3 +72,17 @@ def test_texts_that_are_cut_and_become_equal_are_counted_once_each():
     assert cut_texts(texts, encode, 6) == (4, 2)
     assert cut_texts(texts, encode, 4) == (4, 3)
     assert cut_texts(texts, encode, 20) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("most", "has_parents", "expected"),
+    [(64, False, 16), (64, True, 32), (12, False, 12), (20, True, 20)],
+)
+def test_texts_are_padded_to_the_longest_that_may_be_shown(split, most, has_parents, expected):
+    def encode(text, most_tokens):
+        assert most_tokens is None
+        return np.zeros(len(text))
+
+    assert max(map(len, split.texts)) == len("attach wheel")
+    data = DataConfig(max_text_tokens=most)  # "Build the car: attach wheel" has 27 letters
+    assert padded_length(split, encode, data, has_parents=has_parents) == expected

@@ -14,6 +14,8 @@ from vtalign_jax.errors import UserError
 from vtalign_jax.pipeline.dataset import ClipSplit
 from vtalign_jax.pipeline.identities import dense
 
+_LENGTH_STEP = 8  # tokens
+
 
 def with_parent(template: str, parent: str, name: str) -> str:
     """Return the text of a node with its parent's; just the name where there is no parent.
@@ -49,6 +51,34 @@ def cut_texts(
         kept[shown] += 1
         cut += [shown] * is_cut
     return len(cut), sum(kept[shown] > 1 for shown in cut)
+
+
+@functools.lru_cache(maxsize=8)  # each evaluation asks anew
+def padded_length(
+    split: ClipSplit,
+    encode: Callable[[str, int | None], np.ndarray],
+    data: DataConfig,
+    *,
+    has_parents: bool,
+) -> int:
+    """Return to how many tokens a split's texts are padded: no chip computes what none of them has.
+
+    Args:
+      split: the records.
+      encode: (text, most tokens or None) -> int32[n], such as `ClipTokenizer.encode_text`.
+      data: of the run.
+      has_parents: whether texts may be shown with their parents'.
+
+    Returns:
+      The length of the longest, rounded up to a multiple of 8; `data.max_text_tokens` at most.
+    """
+    texts = set(split.texts)
+    if has_parents:
+        parents = split.table["parent_text"].to_pylist()
+        pairs = set(zip(parents, split.texts, strict=True))
+        texts |= {with_parent(data.parent_text, parent or "", name) for parent, name in pairs}
+    longest = max((len(encode(text, None)) for text in texts), default=1)
+    return min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, data.max_text_tokens)
 
 
 def evaluation_identity(split: ClipSplit, data: DataConfig) -> Identity:

@@ -25,7 +25,7 @@ from vtalign_jax.pipeline.sampling import (
     whole_seconds,
     window_lengths,
 )
-from vtalign_jax.pipeline.texts import with_parent
+from vtalign_jax.pipeline.texts import padded_length, with_parent
 
 
 class Tokenizer(Protocol):
@@ -96,13 +96,15 @@ class RowMaker:
         self._clip_cache = clip_cache
         self._frames = data.frames
         self._jitter = train and data.jitter
-        self._text_tokens = data.max_text_tokens
         self._clip_tokens = tokenizer.max_clip_tokens(data.frames, split.longest_window_seconds)
         self._clip_tokens += data.max_text_tokens * self._has_captions
         self._seed = config.train.seed
         self._template = data.parent_text
         self._parent_text_probability = (
             data.parent_text_probability if train else float(data.eval_parent_text)
+        )
+        self._text_tokens = padded_length(
+            split, tokenizer.encode_text, data, has_parents=self._parent_text_probability > 0
         )
         self._memoise()
 
