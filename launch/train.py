@@ -9,6 +9,7 @@ a second Ctrl-C ends at once. On a TPU pod start it on every host; elsewhere --c
 the fields of a configuration. --profile_steps traces these steps for TensorBoard's profile page.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -37,7 +38,7 @@ from vtalign_jax.pipeline.order import BatchOrder
 from vtalign_jax.pipeline.texts import cut_texts
 from vtalign_jax.training import manifest, optim, trainable
 from vtalign_jax.training.assemble import assemble, load
-from vtalign_jax.training.feed import Feed
+from vtalign_jax.training.feed import Feed, compiling
 from vtalign_jax.training.grad_cache import StreamedStep
 from vtalign_jax.training.initial import FRESH, place, read_initial
 from vtalign_jax.training.mask_log import MaskLog
@@ -45,7 +46,7 @@ from vtalign_jax.training.metrics import BOARD
 from vtalign_jax.training.profile import Profile
 from vtalign_jax.training.session import Session
 from vtalign_jax.training.signatures import make_text_embedder, record_signatures
-from vtalign_jax.training.state import init_state
+from vtalign_jax.training.state import TrainState, init_state
 from vtalign_jax.training.step import Bind, make_train_step
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -108,9 +109,6 @@ def main() -> None:
     state = session.start(state, **counts, **initial.facts)
     if session.is_resumed:
         _say(f"resuming after step {session.step:,} of {session.total_steps:,}")
-    else:
-        _say("evaluating the model before training (compiling it first)")
-        _record_start(session, evaluator, drawn, start, frozen)
 
     train_step, put = _make_step(model.bind, optimizer, learning_rate, config, mesh)
     from_step = session.step if session.is_resumed else None
@@ -120,8 +118,14 @@ def main() -> None:
         signature = _signature(train_split, tokenizer, model.bind, drawn, frozen, config, mesh)
         _say("compiling the training step")
     batches = _make_batches(session, train_split, tokenizer, config, signature)
+    feed = Feed(batches, put)
+    if not session.is_resumed:
+        _say("evaluating the model before training meanwhile (compiling that first)")
+        with _compiling(train_step, state, frozen, feed):
+            _record_start(session, evaluator, drawn, start, frozen)
+
     ending.catch_interrupt()
-    metrics, feed = {}, Feed(batches, put)
+    metrics = {}
     for step, batch in feed:
         previous, done = metrics, step + 1
         profile.before(done)
@@ -255,6 +259,15 @@ def _make_step(
         return step, lambda batch: batch
     step = make_train_step(bind, optimizer, learning_rate, config, mesh)
     return step, lambda batch: sharding.to_devices(batch, mesh)
+
+
+def _compiling(
+    step: Callable, state: TrainState, frozen: Parameters, feed: Feed
+) -> contextlib.AbstractContextManager:
+    """Compile a direct step meanwhile; a streamed one knows its programs at its first batch."""
+    if isinstance(step, StreamedStep):
+        return contextlib.nullcontext()
+    return compiling(step, state, frozen, feed.first)
 
 
 def _signature(

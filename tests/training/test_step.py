@@ -13,7 +13,7 @@ from vtalign_jax import sharding
 from vtalign_jax.config import MeshConfig
 from vtalign_jax.models.aligner import MIN_TEMPERATURE
 from vtalign_jax.training import optim
-from vtalign_jax.training.feed import Feed
+from vtalign_jax.training.feed import Feed, compiling
 from vtalign_jax.training.state import init_state
 from vtalign_jax.training.step import make_loss, make_train_step, row_keys
 
@@ -138,13 +138,18 @@ def test_steps_reduce_the_loss_trace_once_and_leave_frozen_leaves_alone(run):
     step, state, frozen, put = run
     feed = Feed(((number, make_batch(16)) for number in range(30)), put)
     before = jax.tree.map(np.array, frozen)
-    losses = []
+    losses, events = [], []
+    with compiling(step, state, frozen, feed.first):
+        pass
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
     for _, batch in feed:
         state, metrics, *_ = step(state, frozen, batch)
         feed.fetch(metrics)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    jax.monitoring.clear_event_listeners()
     assert step._cache_size() == 1
+    assert not [name for name in events if name.startswith("/jax/core/compile")]  # nor compiled
     assert int(state.step) == 30
     for path, value in frozen.items():
         assert np.asarray(value).tobytes() == before[path].tobytes(), path

@@ -1,5 +1,7 @@
-"""The batches of a run on their way to the devices: the next one travels while a step computes."""
+"""What is made ready while something else runs: a step's batch, and its program."""
 
+import concurrent.futures
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -40,6 +42,11 @@ class Feed:
         current, self._next = self._next, None
         return current
 
+    @property
+    def first(self) -> Any:
+        """The batch that comes next, already put."""
+        return self._next[1]
+
     def fetch(self, running: Mapping[str, jax.Array]) -> float:
         """Wait for the next batch and begin its transfer.
 
@@ -57,3 +64,15 @@ class Feed:
     def _load(self) -> tuple[int, Any] | None:
         step, batch = next(self._batches, (None, None))
         return None if step is None else (step, self._put(batch))
+
+
+@contextlib.contextmanager
+def compiling(step: Callable, *arguments: Any) -> Iterator[None]:
+    """Compile a jitted function for these arguments while the body runs.
+
+    Its first call then neither traces nor compiles again.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        compiled = thread.submit(lambda: step.lower(*arguments).compile())
+        yield
+        compiled.result()
