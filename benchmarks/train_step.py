@@ -105,16 +105,19 @@ def measure(
     if peer:
         say("building and warming up PyTorch's")
         ways["peer"] = _ready(lambda recompute: _peer_way(shape, batch, recompute))
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds, processor = ({name: [] for name in ways} for _ in range(2))
     for _ in range(repeats):
         for name, way in ways.items():
+            began = time.process_time()
             seconds[name].append(seconds_of(way.step))
+            processor[name].append(time.process_time() - began)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     limit = matmul_flops(shape.dtype, peer=peer)
     needed = {name: _flops_a_pair(shape, assembly, config, name == "ours") for name in ways}
     row = {"part": "step", "size": size} | _described(shape)
     row |= {
         "seconds": medians,
+        "processor_seconds": {n: statistics.median(times) for n, times in processor.items()},
         "pairs_a_second": {name: shape.pairs / s for name, s in medians.items()},
         "mfu": {name: needed[name] * shape.pairs / s / limit for name, s in medians.items()},
         "tflop_a_pair": {name: value / 1e12 for name, value in needed.items()},

@@ -28,7 +28,7 @@ transformers' instead.
 large matrix product (MFU), memory, time to compile. With `--peer` beside transformers and PEFT with
 SDPA, in bfloat16 compiled by `torch.compile` on a GPU; with `--cached` the batch carries what the
 tower made of the frames (the peer computes it). Needs no dataset, no download, and none of the
-packages that read data.
+packages that read data. `processor_seconds` are of all cores, and disturbed less by other work.
 
 Seconds differ between machines; the ratios are what to compare.
 """
