@@ -27,7 +27,7 @@ from vtalign_jax.models.configuration import SmolVLMConfig
 from vtalign_jax.objectives import negatives
 from vtalign_jax.planning import flops
 from vtalign_jax.training.assemble import Assembly, assemble_of
-from vtalign_jax.training.grad_cache import StreamedStep, is_streamed
+from vtalign_jax.training.grad_cache import StreamedStep
 from vtalign_jax.training.optim import learning_rate, make_optimizer
 from vtalign_jax.training.state import TrainState, init_state
 from vtalign_jax.training.step import Prefixes, embed, make_pair_loss, make_train_step, row_keys
@@ -177,7 +177,7 @@ def make_config(shape: Shape, recompute: bool = False) -> Config:
             "model": {
                 "compute_dtype": shape.dtype,
                 "frozen_dtype": shape.dtype,
-                "remat": recompute,
+                "remat": "full" if recompute else "none",
             },
             "tune": {"text_blocks": min(8, depth // 3), "dropout": shape.dropout},
             "data": {"frames": shape.frames, "max_text_tokens": shape.text_tokens},
@@ -232,7 +232,7 @@ def _make_step(
 ) -> tuple[Callable, Any]:
     """Return the step that `launch/train.py` would take, and what it is given each time."""
     rate = learning_rate(config.optim, _STEPS)
-    if is_streamed(config.train, mesh.size):
+    if config.train.is_streamed(mesh.size):
         return StreamedStep(assembly.bind, optimizer, rate, config, mesh, lambda _: None), batch
     on_device = sharding.to_devices(batch, mesh)
     if not shape.cached:
