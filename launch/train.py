@@ -36,7 +36,7 @@ from vtalign_jax.pipeline.loader import Batches, make_loader, train_order
 from vtalign_jax.pipeline.mixture import describe, epoch_counts
 from vtalign_jax.pipeline.order import BatchOrder
 from vtalign_jax.pipeline.texts import cut_texts
-from vtalign_jax.training import manifest, optim, trainable
+from vtalign_jax.training import manifest, optim, remat, trainable
 from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.feed import Feed, compiling
 from vtalign_jax.training.grad_cache import StreamedStep
@@ -110,7 +110,9 @@ def main() -> None:
     if session.is_resumed:
         _say(f"resuming after step {session.step:,} of {session.total_steps:,}")
 
-    train_step, put = _make_step(model.bind, optimizer, learning_rate, config, mesh)
+    clip_tokens = tokenizer.max_clip_tokens(config.data.frames, train_split.longest_window_seconds)
+    bind = remat.settled_bind(config, model, clip_tokens, mesh, _say)
+    train_step, put = _make_step(bind, optimizer, learning_rate, config, mesh)
     from_step = session.step if session.is_resumed else None
     mask_log = MaskLog(workdir, from_step, config, train_split, mesh, is_primary=_is_primary())
     signature = None

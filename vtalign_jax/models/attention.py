@@ -1,12 +1,16 @@
-"""Attention, in one place: the plain form, and where a kernel takes its place."""
+"""Attention, in one place: the plain form, and which other one a TPU and a CPU take."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from vtalign_jax.array_types import Array
 from vtalign_jax.models import attention_tpu
+from vtalign_jax.models.attention_cpu import attention_by_head
+
+_LONG_ON_CPU = 256  # below it all logits at once take no longer, and compile sooner
 
 
 def attention(
@@ -38,6 +42,7 @@ def _attention(q: Array, k: Array, v: Array, key_mask: Array | None, causal: boo
         v,
         key_mask,
         tpu=functools.partial(attention_tpu.attend, causal=causal),
+        cpu=functools.partial(_on_cpu, causal=causal),
         default=functools.partial(plain_attention, causal=causal),
     )
 
@@ -51,7 +56,8 @@ def _backward(causal: bool, kept: tuple, cotangent: Array) -> tuple:
         *kept,
         cotangent,
         tpu=functools.partial(attention_tpu.differentiate, causal=causal),
-        default=functools.partial(_plain_gradients, causal=causal),
+        cpu=functools.partial(_gradients, _on_cpu, causal=causal),
+        default=functools.partial(_gradients, plain_attention, causal=causal),
     )
     return *gradients, None
 
@@ -79,10 +85,23 @@ def plain_attention(q: Array, k: Array, v: Array, key_mask: Array | None, *, cau
     return mixed.reshape(batch, length, heads, size)  # [B, S, N, H]
 
 
-def _plain_gradients(
-    q: Array, k: Array, v: Array, key_mask: Array | None, cotangent: Array, *, causal: bool
+def _on_cpu(q: Array, k: Array, v: Array, key_mask: Array | None, *, causal: bool) -> Array:
+    if q.shape[1] < _LONG_ON_CPU:
+        return plain_attention(q, k, v, key_mask, causal=causal)
+    return attention_by_head(q, k, v, key_mask=key_mask, causal=causal)
+
+
+def _gradients(
+    attend: Callable,
+    q: Array,
+    k: Array,
+    v: Array,
+    key_mask: Array | None,
+    cotangent: Array,
+    *,
+    causal: bool,
 ) -> tuple[Array, Array, Array]:
     def of_inputs(q: Array, k: Array, v: Array) -> Array:
-        return plain_attention(q, k, v, key_mask, causal=causal)
+        return attend(q, k, v, key_mask, causal=causal)
 
     return jax.vjp(of_inputs, q, k, v)[1](cotangent)

@@ -86,9 +86,8 @@ def _free(assembly: Assembly, mesh: Mesh, topology: Topology) -> tuple[int, int]
 def _settled(base: Base, config: Config, mesh: Mesh, topology: Topology) -> Config:
     """Return the configuration with what is computed again chosen as `train` chooses it."""
     held = remat.held_bytes(assemble_of(base.config, config), mesh)
-    tokens = flops.tokens_of(config, base.clip_tokens)
-    rows = config.train.rows_at_once(mesh.size)
-    return remat.settle(config, base.config, tokens.clip, rows, topology.hbm_bytes - held)
+    free = topology.hbm_bytes - held
+    return remat.settle(config, base.config, base.clip_tokens, mesh.size, free)
 
 
 def make_report(base: Base, config: Config, topology: Topology, asked: Asked) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """How much of the decoder the backward pass computes again: as little as memory allows."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
@@ -9,28 +10,55 @@ from vtalign_jax import sharding
 from vtalign_jax.config import Config
 from vtalign_jax.models.configuration import SmolVLMConfig
 from vtalign_jax.training import trainable
-from vtalign_jax.training.assemble import Assembly
+from vtalign_jax.training.assemble import Assembly, assemble_of
+from vtalign_jax.training.memory import least_free_bytes
+from vtalign_jax.training.step import Bind
 
 _AUTO, _LEAST_MEMORY = "auto", "full"
-_SHARE = 0.95  # of the free memory that a choice may fill
+_SHARE = 0.8  # of the free memory that a choice may fill; buffers are padded, and some lie twice
 
 
-def settle(config: Config, base: SmolVLMConfig, tokens: int, rows: int, free: int) -> Config:
+def settle(config: Config, base: SmolVLMConfig, tokens: int, devices: int, free: int) -> Config:
     """Return the configuration with `model.remat` chosen, if it is "auto".
 
     Args:
       config: of the run.
       base: numbers of its base.
-      tokens: of a clip's turn, with the caption if there is one.
-      rows: that a device differentiates at once.
+      tokens: of a clip's turn, without a caption.
+      devices: over which a batch is split.
       free: bytes of a device beside the model and the optimizer's state.
     """
     if config.model.remat != _AUTO:
         return config
+    rows = config.train.rows_at_once(devices)
+    if config.objective.caption_weight:
+        tokens += config.data.max_text_tokens
+    if config.train.is_streamed(devices):
+        free //= 2  # prefixes wait in the other half
     left = _SHARE * free - rows * _working_bytes(config, base, tokens)
     kept = {level: rows * tokens * _kept_bytes(base, level) for level in ("norms", "mlp")}
     chosen = next((level for level, size in kept.items() if size <= left), _LEAST_MEMORY)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=chosen))
+
+
+def settled_bind(
+    config: Config, assembly: Assembly, tokens: int, mesh: Mesh, say: Callable[[str], None]
+) -> Bind:
+    """Return what binds a loaded model for training, by the memory that it has left.
+
+    Args:
+      config: of the run.
+      assembly: of this configuration.
+      tokens: of a clip's turn, without a caption.
+      mesh: on whose devices the model and the optimizer's state lie already.
+      say: prints what was chosen.
+    """
+    if config.model.remat != _AUTO:
+        return assembly.bind
+    free, _ = least_free_bytes(mesh.local_devices[0])
+    settled = settle(config, assembly.base, tokens, mesh.size, free)
+    say(f"{free / 2**30:.1f} GiB of a device are free: config.model.remat={settled.model.remat}")
+    return assemble_of(assembly.base, settled, assembly.directory).bind
 
 
 def held_bytes(assembly: Assembly, mesh: Mesh) -> int:
