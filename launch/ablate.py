@@ -21,7 +21,7 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import config_flags
 
-from vtalign_jax import commandline
+from vtalign_jax import commandline, remote
 from vtalign_jax.config import resolve
 from vtalign_jax.errors import UserError
 from vtalign_jax.objectives.negatives import PRESETS
@@ -46,9 +46,8 @@ def main() -> None:
     """Train what is not trained yet, then compare."""
     field, values = _varied()
     shared = _overrides(field)
-    if "://" in _OUT.value:
-        raise UserError(f"--out={_OUT.value} is not a local folder; name one and copy it after")
-    runs = ablation.make_runs(resolve(_CONFIG.value), field, values, _seeds(), _OUT.value)
+    out = remote.path(_OUT.value)
+    runs = ablation.make_runs(resolve(_CONFIG.value), field, values, _seeds(), str(out))
     waiting = [run for run in runs if ablation.find_reached(run) is None]
     _say(f"{len(runs)} runs in {_OUT.value}, {len(runs) - len(waiting)} of them finished before")
     began = time.monotonic()
@@ -66,11 +65,10 @@ def main() -> None:
         reached[run.value].append(found)
         _say(f"{run.workdir}: the best checkpoint by val/recall@5 is that of step {found.step:,}")
     rows = ablation.summarise(reached)
-    written = pathlib.Path(_OUT.value, "ablation.json")
+    written = out / "ablation.json"
     described = {"config": flags.FLAGS["config"].config_filename, "overrides": shared}
     described |= {"field": field} | ablation.to_json(runs, reached, rows)
-    written.with_suffix(".new").write_text(json.dumps(described, indent=2) + "\n")
-    written.with_suffix(".new").replace(written)
+    remote.write_text(written, json.dumps(described, indent=2) + "\n")
     _say(f"{ablation.format_rows(field, rows)}\nwritten to {written}")
     _say(f"next: python launch/evaluate.py --checkpoint={ablation.best_run(runs, reached).workdir}")
 

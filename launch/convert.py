@@ -8,8 +8,6 @@ and what was trained on one is accepted on the other. PyTorch does not read it: 
 the files it was made of.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from vtalign_jax import commandline
@@ -17,7 +15,9 @@ from vtalign_jax.errors import UserError
 from vtalign_jax.interop.base_files import CONVERTED, resolve_base
 
 _BASE = flags.DEFINE_string("base", "", "directory or hub id of the base model")
-_OUT = flags.DEFINE_string("out", "", "folder to write, on a disk that the pod's machines share")
+_OUT = flags.DEFINE_string(
+    "out", "", "folder to write, on a disk that the pod's machines share, or in a bucket"
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace a converted base that is there")
 
 
@@ -38,7 +38,7 @@ def main() -> None:
         size = sum(array.nbytes for array in arrays.values()) / 1e9
         _say(f"writing {size:.1f} GB from {directory}; a disk takes some 10 s a GB")
         converted.write(folder, arrays, directory, _BASE.value)
-    _say(f"wrote {Path(_OUT.value)}")
+    _say(f"wrote {_OUT.value}")
     command = "python launch/train.py --config=configs/pretrain.py --config.model.base"
     _say(f"next: {command}={_OUT.value}")
 

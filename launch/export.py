@@ -12,15 +12,19 @@ gets its name. Without them it says UNVERIFIED; run the second command where the
 needed).
 """
 
+import contextlib
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
 
-from vtalign_jax import commandline
+from vtalign_jax import commandline, remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import certificate, hub, model_card
-from vtalign_jax.interop.forms import FORMS
+from vtalign_jax.interop.forms import FORMS, SETTINGS
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "workdir (its best checkpoint is taken), one of its checkpoints, or an export"
@@ -57,25 +61,26 @@ def main() -> None:
     if _VERIFY.value:
         if _CHECKPOINT.value or _OUT.value:
             raise UserError("--verify writes no export; leave --checkpoint and --out out")
-        out = Path(_VERIFY.value).expanduser()
-        verify(out, _BASE.value, _DATASET.value)
-        unverified = ""
+        out, unverified = _VERIFY.value, ""
+        with _here(out) as folder:
+            verify(folder, _BASE.value, _DATASET.value)
     else:
         out, unverified = export_checkpoint()
     if _PUSH.value:
-        push(out, unverified)
+        with _here(out) as folder:
+            push(folder, unverified)
     if not _VERIFY.value:
         _say(f"next: python launch/evaluate.py --checkpoint={out}")
 
 
-def export_checkpoint() -> tuple[Path, str]:
+def export_checkpoint() -> tuple[str, str]:
     """Return the folder written, and why it is unverified (empty if it is not)."""
     if not _CHECKPOINT.value:
         raise UserError("--checkpoint is missing (or --verify=DIR, to check an export); see --help")
     # Imported here because --verify must run where there is no JAX.
     from vtalign_jax.export import ExportDiffers, export
 
-    out = _OUT.value or _default_out(Path(_CHECKPOINT.value))
+    out = _OUT.value or _default_out(_CHECKPOINT.value)
     try:
         unverified = export(
             _CHECKPOINT.value,
@@ -93,7 +98,7 @@ def export_checkpoint() -> tuple[Path, str]:
     if unverified:
         _say(f"UNVERIFIED: {unverified} Verify it elsewhere with")
         _say(f"  {model_card.verify_command(out)}")
-    return Path(out).expanduser(), unverified
+    return out, unverified
 
 
 def verify(folder: Path, base: str, dataset: str) -> None:
@@ -156,9 +161,25 @@ def _held_out(folder: Path, dataset: str) -> certificate.Clips | None:
     return found
 
 
-def _default_out(checkpoint: Path) -> str:
+@contextlib.contextmanager
+def _here(export: str) -> Iterator[Path]:
+    """Give an export as a folder of this machine; of a bucket a copy, whose changes go back."""
+    if not remote.is_remote(export):
+        yield Path(export).expanduser()
+        return
+    with tempfile.TemporaryDirectory(dir=remote.cache()) as work:
+        folder = Path(work, remote.path(export).name)
+        shutil.copytree(remote.fetch(export), folder)
+        try:
+            yield folder
+        finally:
+            remote.upload(folder, export, SETTINGS)
+
+
+def _default_out(given: str) -> str:
     """Return <workdir>/exports/<format>."""
-    if not checkpoint.expanduser().exists():
+    checkpoint = remote.path(given)
+    if not checkpoint.exists():
         raise UserError(f"no such checkpoint or workdir {checkpoint}; train one with train.py")
     workdir = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
     if not (workdir / "checkpoints").is_dir():

@@ -12,6 +12,8 @@ What cannot be used is left out, named in <out>/skipped.jsonl, and counted in th
 """
 
 import os
+import shutil
+from pathlib import Path
 
 from absl import flags, logging
 from etils import epath
@@ -23,7 +25,7 @@ from data.dst_clips.write import (
     existing_fingerprint,
     write_dataset,
 )
-from vtalign_jax import commandline
+from vtalign_jax import commandline, remote
 from vtalign_jax.dst import report
 from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Plan, make_plan
@@ -46,6 +48,8 @@ def main() -> None:
     settings = typed_settings()
     if not 0 <= args.max_skipped <= 1:
         raise UserError(f"--max_skipped must lie in [0, 1], got {args.max_skipped}")
+    machines = _machines()
+    remote.path(args.out)  # a bucket that cannot be reached is told before the work
     print(f"reading {settings.annotations}", flush=True)
     plan = make_plan(settings)
     report.print_asides(plan.asides)
@@ -53,7 +57,8 @@ def main() -> None:
     if _is_done(plan, args.out, args.overwrite):
         print(f"{dataset_path(args.out)} holds exactly this already, nothing to do")
     else:
-        _write(plan, args.out, args.max_skipped, _machines())
+        _write(plan, args.out, args.max_skipped, machines)
+        print(f"wrote {dataset_path(args.out)}, skipped clips in {_skipped(args.out)}")
     print(_next_command(plan, args.out))
 
 
@@ -85,11 +90,32 @@ def _machines() -> Machines:
         raise UserError(f"--workers must be 0 or more, got {args.workers}")
     if args.beam_options and not args.beam_runner:
         raise UserError("--beam_options go with --beam_runner; name one, such as DirectRunner")
+    if remote.is_remote(args.out) and args.beam_runner not in ("", "DirectRunner"):
+        raise UserError(
+            f"--beam_runner={args.beam_runner} writes where all its machines can, which --out="
+            f"{args.out} is not; give a folder that they share and copy it to the bucket"
+        )
     return Machines(args.workers or os.cpu_count() or 1, args.beam_runner, tuple(args.beam_options))
 
 
+def _skipped(out: str) -> epath.Path:
+    return epath.Path(out) / "skipped.jsonl"
+
+
 def _write(plan: Plan, out: str, max_skipped: float, machines: Machines) -> None:
-    skipped = epath.Path(out) / "skipped.jsonl"
+    if not remote.is_remote(out):
+        _render(plan, out, out, max_skipped, machines)
+        return
+    here = remote.staging(out)
+    if existing_fingerprint(str(here)) != plan.fingerprint:  # else its upload was cut off
+        _render(plan, str(here), out, max_skipped, machines)
+    remote.upload(Path(dataset_path(str(here))), dataset_path(out), "prepare.json")
+    shutil.rmtree(here)
+
+
+def _render(plan: Plan, here: str, out: str, max_skipped: float, machines: Machines) -> None:
+    """Write the dataset below `here`, a folder of this machine, and the skipped clips to `out`."""
+    skipped = _skipped(out)
 
     def check_skips(skips: list[Skip], taken: int) -> None:
         report.write_skips(skips, skipped)
@@ -108,11 +134,10 @@ def _write(plan: Plan, out: str, max_skipped: float, machines: Machines) -> None
     progress = report.ProgressLine(plan.num_clips, "prepare")
     listeners = Listeners(progress.advance, progress.say, check_skips)
     try:
-        written = write_dataset(plan, out, machines, listeners)
+        written = write_dataset(plan, here, machines, listeners)
     finally:
         progress.close()
     print(report.closing_table(written.tables, written.num_bytes, written.skips, plan.dropped))
-    print(f"wrote {written.path}, skipped clips in {skipped}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import optax
 from absl import flags
 from ml_collections import config_flags
 
-from vtalign_jax import commandline, distributed, sharding
+from vtalign_jax import commandline, distributed, remote, sharding
 from vtalign_jax.config import Config, resolve, warnings
 from vtalign_jax.evaluation.embed import Evaluator, Parameters
 from vtalign_jax.interop.base_files import base_fingerprint
@@ -67,9 +67,9 @@ def main() -> None:
     config = resolve(_CONFIG.value)
     for line in warnings(config):
         _say(f"warning: {line}")
-    workdir = _WORKDIR.value or f"runs/{Path(flags.FLAGS['config'].config_filename).stem}"
+    workdir = _workdir()
     _keep_compilations(workdir)
-    profile = Profile(_PROFILE_STEPS.value if _is_primary() else "", f"{workdir}/{BOARD}", _say)
+    profile = Profile(_PROFILE_STEPS.value if _is_primary() else "", _say)
     ending = distributed.Ending()
 
     mesh = sharding.make_mesh(config.mesh)
@@ -114,7 +114,7 @@ def main() -> None:
     bind = remat.settled_bind(config, model, clip_tokens, mesh, _say)
     train_step, put = _make_step(bind, optimizer, learning_rate, config, mesh)
     from_step = session.step if session.is_resumed else None
-    mask_log = MaskLog(workdir, from_step, config, train_split, mesh, is_primary=_is_primary())
+    mask_log = MaskLog(session.logs, from_step, config, train_split, mesh, is_primary=_is_primary())
     signature = None
     if not session.is_over(session.step):
         signature = _signature(train_split, tokenizer, model.bind, drawn, frozen, config, mesh)
@@ -130,7 +130,7 @@ def main() -> None:
     metrics = {}
     for step, batch in feed:
         previous, done = metrics, step + 1
-        profile.before(done)
+        profile.before(done, f"{session.logs}/{BOARD}")
         state, metrics, embedded, identity = train_step(state, frozen, batch)
         session.progress.advance(feed.fetch(metrics))
         jax.block_until_ready(previous)  # one step ahead of the devices, not many batches
@@ -179,6 +179,14 @@ def _make_batches(
         train=True,
         signature=signature,
     )
+
+
+def _workdir() -> str:
+    """Return where the run is kept; a bucket that cannot be reached is told before all else."""
+    named = f"runs/{Path(flags.FLAGS['config'].config_filename).stem}"
+    return str(remote.path(_WORKDIR.value or named))
+
+
 
 
 def _say_mixture(

@@ -25,8 +25,33 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torch beside JAX, in two 
     os.environ[name] = "1"
 
 import jax  # noqa: E402  (the variables above are read when JAX is imported)
+import pytest  # noqa: E402
+
+from tests import fake_gcs  # noqa: E402
 
 assert jax.device_count() == DEVICES, f"expected {DEVICES} CPU devices, got {jax.devices()}"
+
+
+@pytest.fixture(scope="session")
+def gcs():
+    """A server that speaks Cloud Storage; clients read where it is once, when they are imported."""
+    with fake_gcs.serve() as server:
+        os.environ.update(server.environment())
+        yield server
+
+
+@pytest.fixture
+def bucket(gcs):
+    """An empty bucket."""
+    yield gcs.make_bucket()
+    gcs.refuse = lambda method, name: 0
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The user's cache, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vtalign_jax"
 
 
 def pytest_report_header():

@@ -265,6 +265,27 @@ def test_a_checkpoint_gives_the_workdir_s_leaves_wherever_it_lies(workdir, tmp_p
     jax.tree.map(np.testing.assert_array_equal, moved.params, trained.params)
 
 
+def test_a_workdir_in_a_bucket_gives_its_leaves(workdir, bucket, cache):
+    bucket.put_folder(workdir, "runs/a")
+    there, here = load_trained(f"{bucket.url}/runs/a"), load_trained(workdir)
+    assert there.source.startswith(f"checkpoint {bucket.url}/runs/a/checkpoints/7 (the best of")
+    jax.tree.map(np.testing.assert_array_equal, there.params, here.params)
+    # Orbax marks what is whole there by a file, where on a disk it renames.
+    bucket.put("runs/b/checkpoints/7/state/part", b"")
+    with pytest.raises(UserError, match=f"no finished checkpoint in {bucket.url}/runs/b"):
+        load_trained(f"{bucket.url}/runs/b")
+
+
+def test_an_export_in_a_bucket_is_read_as_one_on_a_disk_is(workdir, bucket, cache):
+    out = f"{bucket.url}/exports/peft"
+    export_unverified(workdir, out, PEFT)
+    there, here = load_trained(out), load_trained(workdir)
+    assert there.source == f"export {out}"
+    jax.tree.map(np.testing.assert_array_equal, there.params, here.params)
+    with pytest.raises(UserError, match=f"{out} exists; choose another --out"):
+        export_unverified(workdir, out, PEFT)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_an_export_of_every_form_gives_the_workdir_s_embeddings(
     aligner, workdir, tmp_path, monkeypatch, form

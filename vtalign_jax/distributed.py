@@ -371,5 +371,5 @@ def check_shared(folder: str | epath.Path) -> None:
     if not np.all(is_seen):
         raise UserError(
             f"--workdir={folder} is not the same folder on every host; name one that they share, "
-            "on a network file system for instance"
+            "on a network file system or in a bucket (gs://)"
         )

@@ -15,6 +15,7 @@ from etils import epath
 
 from data.dst_clips.dst_clips_dataset_builder import Builder
 from data.dst_clips.render import render_all
+from vtalign_jax import remote
 from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Plan
 from vtalign_jax.dst.records import SCHEMA, Job
@@ -84,7 +85,7 @@ def dataset_path(out: str) -> epath.Path:
 def existing_fingerprint(out: str) -> str | None:
     """Return the fingerprint of the dataset below `--out`: "" if unknown, None without dataset."""
     path = dataset_path(out)
-    if not path.exists():
+    if not path.exists() or (path / remote.UPLOADING).exists():
         return None
     try:
         return json.loads((path / "prepare.json").read_text()).get("fingerprint", "")

@@ -305,8 +305,33 @@ def test_overwrite_replaces_only_what_an_export_wrote(tmp_path):
     with pytest.raises(UserError, match="left alone"), new_folder(tmp_path, "m", overwrite=True):
         pass
     assert (tmp_path / "thesis.tex").exists()
-    with pytest.raises(UserError, match="not on this machine"), new_folder("gs://a/b", "m"):
-        pass
+
+
+def test_a_folder_in_a_bucket_appears_whole_or_not_at_all(bucket, cache):
+    out = f"{bucket.url}/out"
+
+    def write(text: str, overwrite: bool = False) -> None:
+        with new_folder(out, "marker", overwrite=overwrite) as folder:
+            for name in ("marker", text):
+                (folder / name).write_text(text)
+
+    with pytest.raises(ZeroDivisionError), new_folder(out, "marker"):
+        raise ZeroDivisionError
+    assert bucket.names() == []
+    write("first")
+    with pytest.raises(UserError, match="exists; choose another --out"):
+        write("second")
+    write("second", overwrite=True)
+    assert bucket.names() == ["out/marker", "out/second"]
+    assert bucket.read("out/marker") == b"second"
+    bucket.put("out/.vtalign_uploading", b"")  # cut off before its end
+    write("third")
+    assert bucket.names() == ["out/marker", "out/third"]
+    bucket.put("thesis/chapter", b"years of work")
+    out = f"{bucket.url}/thesis"
+    with pytest.raises(UserError, match="left alone"):
+        write("fourth", overwrite=True)
+    assert list(cache.glob("*")) == []  # nothing is left of what was made here
 
 
 @pytest.mark.parametrize("is_there", [True, False])

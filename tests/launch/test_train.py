@@ -178,7 +178,7 @@ def test_checkpoints_hold_no_frozen_leaf(finished):
         (["--config.data.dir=nowhere"], "python launch/prepare.py"),
         (["--config.model.base=nowhere/base"], "nowhere/base"),
         (["--config.tune.rank=3", "--workdir={finished}"], "config.tune.rank was 2 and is now 3"),
-        (["--workdir=gs://bucket/run"], "is not a local folder"),
+        (["--workdir=s3://bucket/run"], "neither a path of this machine nor gs://"),
     ],
 )
 def test_a_users_mistake_ends_in_one_line_and_code_2(tmp, dataset, finished, arguments, told):

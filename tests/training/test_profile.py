@@ -9,10 +9,10 @@ from vtalign_jax.training.profile import Profile
 def _run(steps, tmp_path, made):
     """Return what was said by a run that makes these steps, and the files of its traces."""
     said = []
-    profile = Profile(steps, str(tmp_path), said.append)
+    profile = Profile(steps, said.append)
     double = jax.jit(lambda x: 2 * x)
     for step in made:
-        profile.before(step)
+        profile.before(step, str(tmp_path))
         profile.after(step, {"loss": double(jnp.float32(step))})
     profile.close()
     return said, list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
@@ -39,6 +39,6 @@ def test_nothing_is_traced_unless_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("steps", ["10", "5:4", "0:3", "a:b", "1:2:3", "-1:4"])
-def test_what_is_no_span_of_steps_is_refused(tmp_path, steps):
+def test_what_is_no_span_of_steps_is_refused(steps):
     with pytest.raises(UserError, match="10:15"):
-        Profile(steps, str(tmp_path))
+        Profile(steps)

@@ -1,5 +1,7 @@
 """A run's bookkeeping over restarts: early stop, patience, skipped updates."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -91,8 +93,45 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to --workdir"):
         open_session(tmp_path / "file")
-    with pytest.raises(UserError, match="not a local folder"):
-        open_session("gs://bucket/run")
+
+
+def run_until(workdir, steps, *, close):
+    """Take a session from where it stands through `steps`: a log line a step, two evaluations."""
+    session, config = open_session(workdir, log_every_steps=1)
+    state = session.start(fresh_state(config))
+    for done in range(session.step + 1, steps + 1):
+        session._writer.write(done, {"train/loss": 1 / done})
+        if done % EPOCH_STEPS == 0:
+            evaluate(session, state, done // EPOCH_STEPS, done / 100)
+        elif done == 4:
+            session.save(done, state)
+    if close:
+        session.close()
+    else:  # the process is killed: nothing is uploaded any more, what Orbax has begun may be there
+        session._checkpoints.wait()
+    return session.step
+
+
+def test_a_run_in_a_bucket_goes_on_after_a_kill_as_one_on_a_disk_does(tmp_path, bucket):
+    workdir = f"{bucket.url}/runs/a"
+    for place in (workdir, tmp_path):
+        assert run_until(place, 5, close=False) == 0
+    kept = bucket.read("runs/a/metrics.jsonl").decode()
+    assert '"step": 4,' in kept  # saved at 4: the rows of a checkpoint are never lost
+    for name in ("state/d/part", "extra/metadata"):  # a save that a kill has cut off
+        bucket.put(f"runs/a/checkpoints/5/{name}", b"{}")
+    for place in (workdir, tmp_path):
+        assert run_until(place, 6, close=True) == 4
+    there = {name.removeprefix("runs/a/") for name in bucket.names("runs/a/")}
+    local = (tmp_path / "metrics.jsonl").read_text()
+    assert bucket.read("runs/a/metrics.jsonl").decode() == local
+    assert sum('"train/loss"' in line for line in local.splitlines()) == 6
+    assert {name.split("/")[1] for name in there if name.startswith("checkpoints/")} == {"6"}
+    files = {name for name in there if "/" not in name}
+    assert files == {p.name for p in tmp_path.iterdir() if p.is_file()}
+    assert sum(name.startswith("tensorboard/") for name in there) == 2  # one a start
+    starts = json.loads(bucket.read("runs/a/manifest.json"))["starts"]
+    assert [start["restored_step"] for start in starts] == [None, 4]
 
 
 @pytest.mark.parametrize(("longest", "is_fatal"), [(9, False), (10, True)])

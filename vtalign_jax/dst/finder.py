@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from etils import epath
 
+from vtalign_jax import remote
 from vtalign_jax.dst.image_folder import numbered_pictures
 from vtalign_jax.dst.layouts import (
     ARROW_EXTENSION,
@@ -240,7 +241,7 @@ def check_roots(roots: str) -> tuple[str, ...]:
     if not folders:
         raise UserError("--videos names no folder; give the folder of the videos or frames")
     for folder in folders:
-        if not epath.Path(folder).is_dir():
+        if not remote.path(folder).is_dir():
             raise UserError(f"no folder {folder}; --videos takes the folder of videos or frames")
     return folders
 

@@ -10,6 +10,7 @@ import re
 
 from etils import epath
 
+from vtalign_jax import remote
 from vtalign_jax.dst.json_readers import JSON_FORMATS, read_json
 from vtalign_jax.dst.nodes import RawVideo, Skip
 from vtalign_jax.dst.tables import Columns, is_node_table, read_csv, read_tsv, table_cells
@@ -61,7 +62,7 @@ def expand_paths(patterns: str) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        matches = [pattern] if epath.Path(pattern).is_file() else _glob(pattern)
+        matches = [pattern] if remote.path(pattern).is_file() else _glob(pattern)
         if not matches:
             raise UserError(f"no annotation file {pattern}; --annotations takes files or globs")
         found.update(dict.fromkeys(matches))

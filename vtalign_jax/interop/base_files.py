@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vtalign_jax import remote
 from vtalign_jax.errors import UserError
 
 TINY = "tiny"
@@ -56,14 +56,17 @@ def resolve_base(base: str) -> Path:
     """Return the directory of a base model, downloading or writing it on first use.
 
     Args:
-      base: a checkpoint directory, a Hugging Face hub id, or "tiny" for the demo's small random
-        model, which is written to the user's cache.
+      base: a checkpoint directory (of a bucket it is copied here, see `remote.fetch`), a Hugging
+        Face hub id, or "tiny" for the demo's small random model, which is written to the user's
+        cache.
 
     Raises:
       UserError: there is no such directory, or the download failed.
     """
     if base == TINY:
         return _tiny_directory()
+    if remote.is_remote(base):
+        return remote.fetch(base)
     directory = Path(base).expanduser()
     if directory.is_dir():
         return directory
@@ -247,11 +250,10 @@ def _tiny_directory() -> Path:
     """Return the tiny checkpoint in the cache, written under a temporary name first."""
     from vtalign_jax.interop import tiny  # trains a tokenizer: not needed by any real base
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtalign_jax"
+    cache = remote.cache()
     directory = cache / f"tiny-{tiny.VERSION}"
     if directory.is_dir():
         return directory
-    cache.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix="tiny-", dir=cache))
     try:
         tiny.write_tiny_checkpoint(partial)

@@ -19,6 +19,7 @@ import numpy as np
 import tensorstore
 from etils import epath
 
+from vtalign_jax import remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import base_files
 from vtalign_jax.interop.base_files import CONVERTED, read_json
@@ -136,10 +137,10 @@ def original(base: str) -> str:
     Raises:
       UserError: it is no longer there.
     """
-    directory = Path(base).expanduser()
-    if not (directory / CONVERTED).is_file():
+    directory = remote.path(base)
+    if not (directory / CONVERTED).exists():
         return base
-    made_of = read_facts(directory)["base"]
+    made_of = read_facts(remote.fetch(base))["base"]
     if made_of.startswith("/") and not Path(made_of).is_dir():
         raise UserError(
             f"{directory} was converted from {made_of}, which is not there any more; exports are "

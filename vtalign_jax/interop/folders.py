@@ -6,24 +6,37 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from vtalign_jax import remote
 from vtalign_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from etils import epath
 
 
 @contextlib.contextmanager
 def new_folder(out: str | Path, marker: str, *, overwrite: bool = False) -> Iterator[Path]:
     """Give an empty folder to write in, and rename it to `out` when the block ends without error.
 
+    If `out` lies in a bucket, the folder is uploaded instead, `marker` as the last.
+
     Args:
-      out: the final name, on this machine.
+      out: the final name.
       marker: file that every folder of this kind holds; only such a folder is ever replaced.
       overwrite: replace `out` if it exists.
 
     Raises:
       UserError: `out` exists and may not be replaced, or its parent cannot be written.
     """
-    if "://" in str(out):
-        raise UserError(f"--out={out} is not on this machine; write a local folder and copy it")
+    if remote.is_remote(out):
+        target = remote.path(out)
+        _check_free(target, marker, overwrite)
+        with tempfile.TemporaryDirectory(prefix="outgoing-", dir=remote.cache()) as work:
+            yield Path(work)
+            _check_free(target, marker, overwrite)
+            remote.upload(Path(work), target, marker)
+        return
     out = Path(out).expanduser().resolve()  # of a link, what it names: links are never replaced
     _check_free(out, marker, overwrite)
     try:
@@ -44,8 +57,8 @@ def new_folder(out: str | Path, marker: str, *, overwrite: bool = False) -> Iter
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _check_free(out: Path, marker: str, overwrite: bool) -> None:
-    if not out.exists():
+def _check_free(out: "Path | epath.Path", marker: str, overwrite: bool) -> None:
+    if not out.exists() or (out / remote.UPLOADING).exists():  # an upload that was cut off
         return
     if not overwrite:
         raise UserError(f"{out} exists; choose another --out, or replace it with --overwrite")

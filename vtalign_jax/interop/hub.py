@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from vtalign_jax import remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.forms import SETTINGS, read_json
 
@@ -26,10 +27,10 @@ def check(repository: str) -> None:
 def warnings(folder: Path) -> list[str]:
     """Return what others than the owner of this machine would miss, a line each."""
     base = read_json(folder, SETTINGS)["base"]
-    if not Path(base).is_absolute():
+    if not Path(base).is_absolute() and not remote.is_remote(base):
         return []
     return [
-        f"the export names {base} as its base model, a folder of this machine; export with "
+        f"the export names {base} as its base model, a folder of yours; export with "
         "--base=organisation/name for others to find it"
     ]
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vtalign_jax import remote
 from vtalign_jax.interop import certificate
 from vtalign_jax.interop.forms import SETTINGS, SQUARE, Form, read_json
 
@@ -101,7 +102,7 @@ def write_card(folder: Path, unverified: str = "") -> None:
     """
     settings = read_json(folder, SETTINGS)
     base, config, trained = settings["base"], settings["config"], settings["trained"]
-    metrics, is_local = trained["metrics"], Path(base).is_absolute()
+    metrics, is_local = trained["metrics"], remote.is_remote(base) or Path(base).is_absolute()
     figures = [f"{name} {metrics[name]:.4f}" for name in _FIGURES if name in metrics]
     form = certificate.form_of(folder)
     fit, rotate = (settings.get(name, default) for name, default in SQUARE.items())

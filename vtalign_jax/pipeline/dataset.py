@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from vtalign_jax import remote
 from vtalign_jax.array_types import Identity
 from vtalign_jax.dst.mapped import open_mapped
 from vtalign_jax.errors import UserError
@@ -211,8 +212,8 @@ def open_split(data_dir: str, split: str) -> ClipSplit:
     """Open a split of datasets that `launch/prepare.py --out=DIR` wrote.
 
     Args:
-      data_dir: what `--out` named, a local path or `gs://`; or several of them, comma-separated.
-        Of several, those that have the split are taken.
+      data_dir: what `--out` named, here or in a bucket, `gs://` (it is copied here); or several of
+        them, comma-separated. Of several, those that have the split are taken.
       split: `train`, `val` or `test`.
 
     Raises:
@@ -223,19 +224,23 @@ def open_split(data_dir: str, split: str) -> ClipSplit:
     if not names:
         raise UserError("no dataset is named; give what prepare.py wrote with --out")
     known: dict[str, str] = {}
-    datasets = {}
+    datasets, directories = {}, {}
     for name in names:
-        fingerprint = _read_settings(name)["fingerprint"]
+        directory = directories[name] = _complete_directory(name)
+        settings = _read_settings(name, directory)
+        fingerprint = settings["fingerprint"]
         if fingerprint in known:
             raise UserError(
                 f"{known[fingerprint]} and {name} are the same dataset and every clip would come "
                 f"twice; name it once, and set its share by config.data.weights"
             )
         known[fingerprint] = name
-        datasets[name] = _open_stored(name, split)
+        datasets[name] = _open_stored(name, directory, settings, split)
     opened = ClipSplit(split, list(known), datasets)
     if not opened.parts:
-        filled = "; ".join(f"{name} has {', '.join(_filled_splits(name))}" for name in names)
+        filled = "; ".join(
+            f"{name} has {', '.join(_filled_splits(path))}" for name, path in directories.items()
+        )
         raise UserError(
             f"no clips of split {split!r} in {data_dir}: {filled}; name a dataset that has it too, "
             "separated by a comma"
@@ -270,9 +275,10 @@ def _owners(split: ClipSplit) -> dict[str, str]:
     }
 
 
-def _open_stored(data_dir: str, split: str) -> StoredSplit | None:
+def _open_stored(
+    data_dir: str, directory: epath.Path, settings: dict, split: str
+) -> StoredSplit | None:
     """Open a split of one dataset; None if the dataset has no clips of it."""
-    directory = _version_directory(epath.Path(data_dir))
     splits = tfds.builder_from_directory(directory).info.splits
     if split not in splits or not splits[split].num_examples:
         return None
@@ -281,7 +287,7 @@ def _open_stored(data_dir: str, split: str) -> StoredSplit | None:
     for path in [table_path, *(epath.Path(shard.filename) for shard in shards)]:
         if not path.exists():
             raise _unfinished(data_dir, path.name)
-    opened = StoredSplit(data_dir, _read_settings(data_dir), table_path, shards)
+    opened = StoredSplit(data_dir, settings, table_path, shards)
     if opened.table.num_rows != len(opened):
         raise UserError(
             f"{table_path.name} in {directory} has {opened.table.num_rows} rows for "
@@ -290,17 +296,22 @@ def _open_stored(data_dir: str, split: str) -> StoredSplit | None:
     return opened
 
 
-def _filled_splits(data_dir: str) -> list[str]:
-    splits = tfds.builder_from_directory(_version_directory(epath.Path(data_dir))).info.splits
+def _filled_splits(directory: epath.Path) -> list[str]:
+    splits = tfds.builder_from_directory(directory).info.splits
     return [name for name in splits if splits[name].num_examples]
 
 
-def _read_settings(data_dir: str) -> dict:
-    """Return what `prepare` says of a dataset, if it is complete."""
-    directory = _version_directory(epath.Path(data_dir))
+def _complete_directory(data_dir: str) -> epath.Path:
+    """Return a dataset's folder, of a bucket the copy on this machine; see `remote.fetch`."""
+    directory = _version_directory(remote.path(data_dir))
     for required in ("prepare.json", "dataset_info.json"):
         if not (directory / required).exists():
             raise _unfinished(data_dir, required)
+    return epath.Path(remote.fetch(directory))
+
+
+def _read_settings(data_dir: str, directory: epath.Path) -> dict:
+    """Return what `prepare` says of a dataset."""
     try:
         settings = dict(json.loads((directory / "prepare.json").read_text()))
     except (ValueError, TypeError) as error:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vtalign_jax import sharding
+from vtalign_jax import remote, sharding
 from vtalign_jax.array_types import MAX_ANCESTORS, Batch, Identity
 from vtalign_jax.config import Config
 from vtalign_jax.errors import UserError
@@ -78,7 +78,7 @@ def find_base(base: str, frames: int, window_seconds: float, clip_tokens: int = 
 
 def _local_copy(base: str) -> Path | None:
     """Return the folder of a base that needs no download."""
-    if base == TINY or Path(base).expanduser().is_dir():
+    if base == TINY or remote.is_remote(base) or Path(base).expanduser().is_dir():
         return resolve_base(base)
     if base.count("/") != 1:
         return resolve_base(base)  # says what may stand here

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from vtalign_jax import remote
 from vtalign_jax.errors import UserError
 
 METRIC = "val/recall@5"
@@ -62,7 +63,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | epath.Path, keep_best: int = 1, keep_latest: int = 1):
-        self.directory = epath.Path(directory).resolve()
+        self.directory = remote.absolute(remote.path(directory))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_BestAndLatest(keep_best, keep_latest),
             # Orbax writes metrics to the disk only if best_fn is set; without them a restart would
@@ -116,9 +117,8 @@ class Checkpoints:
         if jax.process_index() == 0:
             # The metrics first: a run killed in between evaluates again and comes back here.
             for (folder, name), value in {_METRICS: metrics, _EXTRA: extra}.items():
-                written = self.path(step) / folder / f"{name}.new"
-                written.write_text(json.dumps(dict(value)))
-                written.replace(self.path(step) / folder / name)
+                file = self.path(step) / folder / name
+                remote.write_text(file, json.dumps(dict(value)))
         multihost_utils.sync_global_devices(f"checkpoint {step} has its metrics")
         self._manager.reload()
 
@@ -206,7 +206,7 @@ def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = F
       UserError: there is no state, or leaves are missing, unexpected, or of another shape or dtype;
         names the first few.
     """
-    path = epath.Path(path).resolve()
+    path = remote.absolute(remote.path(path))
     if not (path / _STATE).is_dir():
         raise UserError(
             f"checkpoint {path} has no {_STATE}; copy the whole folder, or use another one"
@@ -272,7 +272,7 @@ def _form(leaf: Any) -> str:
 
 def finished_steps(folder: str | epath.Path) -> list[int]:
     """Return the steps whose checkpoints are whole, read without a manager; [] if no folder."""
-    folder = epath.Path(folder)
+    folder = remote.path(folder)
     if not folder.is_dir():
         return []
     return [int(p.name) for p in folder.iterdir() if p.name.isdigit() and _is_checkpoint(p)]
@@ -288,13 +288,13 @@ def find_checkpoint(path: str | epath.Path) -> tuple[epath.Path, str]:
     Raises:
       UserError: no such folder, or no finished checkpoint in it.
     """
-    given = epath.Path(path).expanduser()
+    given = remote.path(path)
     if not given.exists():
         raise UserError(f"no such checkpoint or workdir {given}; train one with launch/train.py")
     if not given.is_dir():
         raise UserError(f"{given} is a file; give a workdir of launch/train.py, or a checkpoint")
     if _is_checkpoint(given):
-        return given.resolve(), f"checkpoint {given}"
+        return remote.absolute(given), f"checkpoint {given}"
     folder = given / FOLDER if (given / FOLDER).exists() else given
     steps = finished_steps(folder)
     if not steps:
@@ -305,10 +305,12 @@ def find_checkpoint(path: str | epath.Path) -> tuple[epath.Path, str]:
     best = _best(folder, steps)
     if best is None:
         chosen = folder / str(max(steps))
-        return chosen.resolve(), f"checkpoint {chosen} (the newest; none was evaluated yet)"
+        return remote.absolute(chosen), f"checkpoint {chosen} (the newest; none was evaluated yet)"
     chosen = folder / str(best)
     value = read_metrics(chosen)[METRIC]
-    return chosen.resolve(), f"checkpoint {chosen} (the best of {given}: {METRIC} {value:.4f})"
+    return remote.absolute(
+        chosen
+    ), f"checkpoint {chosen} (the best of {given}: {METRIC} {value:.4f})"
 
 
 def _best(directory: epath.Path, steps: Sequence[int]) -> int | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vtalign_jax import remote
 from vtalign_jax.config import Config, TuneConfig, to_dict
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import embedding_files, peft
@@ -77,11 +78,12 @@ def read_initial(config: Config, assembly: Assembly, say: Callable[[str], None])
     """
     if not config.tune.init:
         return FRESH
-    path = Path(config.tune.init).expanduser()
-    is_foreign = (path / peft.ADAPTER_CONFIG).is_file() and not (path / SETTINGS).is_file()
+    path = remote.path(config.tune.init)
+    is_foreign = (path / peft.ADAPTER_CONFIG).exists() and not (path / SETTINGS).exists()
     if is_foreign:
-        params, source = _read_foreign(path, config.tune, assembly), f"PEFT adapter {path}"
-        known = {"base": read_json(path, peft.ADAPTER_CONFIG).get("base_model_name_or_path")}
+        adapter = remote.fetch(path)
+        params, source = _read_foreign(adapter, config.tune, assembly), f"PEFT adapter {path}"
+        known = {"base": read_json(adapter, peft.ADAPTER_CONFIG).get("base_model_name_or_path")}
     else:
         trained = load_trained(path, config.model.base)
         _check_agreement(trained.config, config, trained.source)
@@ -93,7 +95,7 @@ def read_initial(config: Config, assembly: Assembly, say: Callable[[str], None])
     if is_foreign:
         say(f"{source} was made for {known['base']!r}; it is taken to be this base model")
     say(f"starting from {source}" + (f"; {', '.join(heads)} start fresh" if heads else ""))
-    facts = {"path": str(path.resolve()), "source": source, "sha256": _digest(params)}
+    facts = {"path": str(remote.absolute(path)), "source": source, "sha256": _digest(params)}
     return Initial(params, {"started_from": facts | known | {"fresh": heads}})
 
 

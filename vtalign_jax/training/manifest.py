@@ -14,6 +14,7 @@ import jax
 from etils import epath
 
 from vtalign_jax import config as config_lib
+from vtalign_jax import remote
 from vtalign_jax.config import Config
 from vtalign_jax.errors import UserError
 
@@ -206,6 +207,4 @@ def _write(path: epath.Path, values: dict[str, Any]) -> None:
     if jax.process_index() != 0:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(path.name + ".new")
-    written.write_text(json.dumps(values, indent=2) + "\n")
-    written.replace(path)
+    remote.write_text(path, json.dumps(values, indent=2) + "\n")

@@ -46,7 +46,7 @@ class MaskLog:
         """Open the file.
 
         Args:
-          workdir: made if absent.
+          workdir: a folder of this machine, made if absent.
           restored_step: step of the checkpoint the run goes on from; None starts the file anew.
           config: of the run.
           split: whose records the batches hold.

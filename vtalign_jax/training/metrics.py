@@ -12,6 +12,7 @@ import tensorboardX
 import tqdm
 from etils import epath
 
+from vtalign_jax import remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.processes import host_gib
 
@@ -33,7 +34,7 @@ class StepRows:
         """Open the file.
 
         Args:
-          path: in a folder that exists.
+          path: in a folder of this machine that exists.
           restored_step: step of the checkpoint the run goes on from; None starts the file anew.
 
         Raises:
@@ -69,7 +70,7 @@ class MetricsWriter:
         """Open the files.
 
         Args:
-          workdir: made if absent.
+          workdir: a folder of this machine, made if absent.
           restored_step: step of the checkpoint the run goes on from; None starts the files anew.
           is_primary: whether this process writes.
 
@@ -94,6 +95,11 @@ class MetricsWriter:
         for name, value in values.items():
             if value is not None:
                 self._board.add_scalar(name, value, int(step))
+
+    def flush(self) -> None:
+        """Write what TensorBoard's files still lack."""
+        if self._rows is not None:
+            self._board.flush()
 
     def close(self) -> None:
         """Flush TensorBoard and close the files."""
@@ -137,9 +143,7 @@ def _drop_later_rows(path: epath.Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = [line + "\n" for row, line in _parsed(path) if row["step"] <= last_step]
-    shortened = path.with_name(path.name + ".new")
-    shortened.write_text("".join(kept))
-    shortened.replace(path)
+    remote.write_text(path, "".join(kept))
 
 
 class Progress:

@@ -11,18 +11,17 @@ from vtalign_jax.errors import UserError
 class Profile:
     """Traces the steps `first` to `last`, counted from 1 as in `metrics.jsonl`."""
 
-    def __init__(self, steps: str, folder: str, say: Callable[[str], None] = print) -> None:
+    def __init__(self, steps: str, say: Callable[[str], None] = print) -> None:
         """Read what is to be traced; nothing is traced yet.
 
         Args:
           steps: "first:last", or "" for none.
-          folder: where TensorBoard looks; the trace goes to plugins/profile below it.
           say: prints where the trace is.
 
         Raises:
           UserError: not two numbers in order.
         """
-        self._folder, self._say = folder, say
+        self._folder, self._say = "", say
         self._first = self._last = 0
         self._is_running = self._is_done = False
         if not steps:
@@ -36,10 +35,16 @@ class Profile:
                 "counted from 1"
             )
 
-    def before(self, step: int) -> None:
-        """Begin the trace if it begins with this step; a run resumed inside begins there."""
+    def before(self, step: int, folder: str) -> None:
+        """Begin the trace if it begins with this step; a run resumed inside begins there.
+
+        Args:
+          step: about to be made.
+          folder: where TensorBoard looks; the trace goes to plugins/profile below it.
+        """
         if self._first <= step <= self._last and not self._is_running:
-            jax.profiler.start_trace(self._folder)
+            self._folder = folder
+            jax.profiler.start_trace(folder)
             self._is_running = True
 
     def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:

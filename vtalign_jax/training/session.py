@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from vtalign_jax import remote
 from vtalign_jax.config import Config, TrainConfig, to_dict
 from vtalign_jax.errors import UserError
 from vtalign_jax.training import manifest
@@ -19,6 +20,8 @@ from vtalign_jax.training.checkpoint import (
 from vtalign_jax.training.early_stop import EarlyStop
 from vtalign_jax.training.metrics import MetricsWriter, Progress
 from vtalign_jax.training.state import TrainState
+
+_UPLOAD_SECONDS = 60.0  # at most so often between saves do metrics go to a bucket
 
 
 class Standing(NamedTuple):
@@ -80,6 +83,7 @@ class Session:
       total_steps: of the whole run.
       early: the early stop's state.
       progress: the progress line.
+      logs: folder of this machine for files that grow; see `remote.Growing`.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class Session:
         """Look into the workdir and make sure that it holds this run; nothing is written yet.
 
         Args:
-          workdir: a local folder, made if absent.
+          workdir: made if absent, on this machine or in a bucket.
           config: of the run.
           fingerprints: of base and data.
           epoch_steps: steps of an epoch.
@@ -102,16 +106,13 @@ class Session:
 
         Raises:
           UserError: the checkpoint belongs to a run with another configuration, base or dataset, or
-            the folder is not on this machine or cannot be read.
+            the folder cannot be read.
         """
         self.step, self.is_resumed, self.early = 0, False, EarlyStop()
         self._workdir, self._config, self._fingerprints = workdir, config, fingerprints
+        self._growing, self.logs = None, workdir
         self._epoch_steps, self._clips = epoch_steps, dict(clips)
         self.total_steps = epoch_steps * config.train.epochs
-        if "://" in workdir:
-            raise UserError(
-                f"--workdir={workdir} is not a local folder; name one and copy it after"
-            )
         with _writable(workdir):
             found = find_standing(workdir, config, fingerprints)
         if found is not None:
@@ -148,7 +149,10 @@ class Session:
         from_step = self.step if self.is_resumed else None
         manifest.write_manifest(self._workdir, self._config, self._fingerprints, from_step, **facts)
         is_primary = jax.process_index() == 0
-        self._writer = MetricsWriter(self._workdir, from_step, is_primary=is_primary)
+        if is_primary:
+            self._growing = remote.Growing(self._workdir)
+            self.logs = self._growing.folder
+        self._writer = MetricsWriter(self.logs, from_step, is_primary=is_primary)
         self.progress = Progress(
             self.total_steps,
             self._config.train.contrastive_batch,
@@ -181,8 +185,10 @@ class Session:
         scalars |= self.progress.timing()
         self._writer.write(done, scalars)
         self.progress.show(done, scalars)
+        self._upload(every_seconds=_UPLOAD_SECONDS)
         lost = int(scalars["train/longest_skipped"])
         if lost >= self._config.train.max_nonfinite_steps:
+            self._upload()
             raise UserError(
                 f"loss or gradient was not finite in {lost} steps in a row before step {done:,} "
                 f"of {self._workdir}; look at the data, or lower config.optim.learning_rate"
@@ -222,7 +228,8 @@ class Session:
     def save(
         self, done: int, state: TrainState, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Save the state after `done` steps, in the background."""
+        """Save the state after `done` steps, in the background; what was recorded, at once."""
+        self._upload()
         extra = {
             "config": to_dict(self._config),
             "fingerprints": self._fingerprints.to_json(),
@@ -247,8 +254,15 @@ class Session:
             f"next: python launch/evaluate.py --checkpoint={self._workdir}"
         )
 
+    def _upload(self, **when: float) -> None:
+        if self._growing is not None:
+            self._writer.flush()
+            self._growing.upload(**when)
+
     def close(self) -> None:
         """Wait until everything is on disk."""
         self._checkpoints.close()
         self._writer.close()
+        if self._growing is not None:
+            self._growing.close()
         self.progress.close()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vtalign_jax import remote
 from vtalign_jax.config import Config, resolve
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import converted, embedding_files, peft
@@ -68,10 +69,10 @@ def load_trained(path: str | Path, base: str = "", *, needs_hugging_face: bool =
     Raises:
       UserError: nothing of the kind is there, or it does not fit its base model.
     """
-    export = Path(path).expanduser()
+    given = remote.path(path)
     wanted = converted.original if needs_hugging_face else str
-    if (export / SETTINGS).is_file():
-        return _load_export(export, base, wanted)
+    if (given / SETTINGS).exists():
+        return _load_export(remote.fetch(given), f"export {given}", base, wanted)
     folder, source = checkpoint.find_checkpoint(path)
     extra = checkpoint.read_extra(folder)
     config = resolve(extra["config"])
@@ -90,12 +91,12 @@ def load_trained(path: str | Path, base: str = "", *, needs_hugging_face: bool =
     return Trained(config, assembly, params, source, facts, _origin(config, assembly))
 
 
-def _load_export(export: Path, base: str, wanted: Callable[[str], str]) -> Trained:
+def _load_export(export: Path, source: str, base: str, wanted: Callable[[str], str]) -> Trained:
     settings = embedding_files.read_settings(export)
-    source, facts = f"export {export}", SQUARE | settings["trained"]
+    facts = SQUARE | settings["trained"]
     config = _without_matching(resolve(settings["config"]))
     if settings["form"] != PEFT:
-        return _load_merged(export, base, settings | {"trained": facts}, config)
+        return _load_merged(export, source, base, settings | {"trained": facts}, config)
     config = with_base(config, wanted(base or config.model.base))
     assembly = assemble(config)
     _check_base(facts, assembly, source)
@@ -103,7 +104,9 @@ def _load_export(export: Path, base: str, wanted: Callable[[str], str]) -> Train
     return Trained(config, assembly, params, source, facts, _origin(config, assembly))
 
 
-def _load_merged(export: Path, base: str, settings: dict[str, Any], config: Config) -> Trained:
+def _load_merged(
+    export: Path, source: str, base: str, settings: dict[str, Any], config: Config
+) -> Trained:
     """Return the model of a folder that holds the whole base, the update in its weights."""
     if base:
         raise UserError(
@@ -122,7 +125,7 @@ def _load_merged(export: Path, base: str, settings: dict[str, Any], config: Conf
     head = embedding_files.read_head(export)
     params = embedding_files.fitting_leaves(export, head, assembly.trainable)
     origin = Origin(settings["base"], config)
-    return Trained(folder, assembly, params, f"export {export}", settings["trained"], origin, True)
+    return Trained(folder, assembly, params, source, settings["trained"], origin, True)
 
 
 def _origin(config: Config, assembly: Assembly) -> Origin:
