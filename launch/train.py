@@ -67,10 +67,10 @@ def main() -> None:
     config = resolve(_CONFIG.value)
     for line in warnings(config):
         _say(f"warning: {line}")
+    ending = distributed.Ending()
     workdir = _workdir()
     _keep_compilations(workdir)
     profile = Profile(_PROFILE_STEPS.value if _is_primary() else "", _say)
-    ending = distributed.Ending()
 
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch("train.contrastive_batch", config.train.contrastive_batch, mesh)
@@ -126,7 +126,7 @@ def main() -> None:
         with _compiling(train_step, state, frozen, feed):
             _record_start(session, evaluator, drawn, start, frozen)
 
-    ending.catch_interrupt()
+    ending.begin()
     metrics = {}
     for step, batch in feed:
         previous, done = metrics, step + 1

@@ -155,18 +155,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def do_PUT(self) -> None:
-        self._answer()
-
-    def do_DELETE(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
         url = urllib.parse.urlsplit(self.path)
         self.query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -183,6 +171,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     getattr(self, name)(**values)
                 return
         self._fail(404 if parts[0] != "storage" else 501)
+
+    do_POST = do_PUT = do_DELETE = do_GET
 
     # Buckets.
 

@@ -294,8 +294,9 @@ def _read_line(peer: socket.socket) -> str:
 class Ending:
     """Tells after each step whether to save and end, the same to every process.
 
-    Alone: after SIGTERM or the first Ctrl-C. Of several processes: at a step that JAX's preemption
-    service has agreed on after one of them received either.
+    Alone: after SIGTERM or the first Ctrl-C; before `begin`, SIGTERM ends it at once. Of several
+    processes: at a step that JAX's preemption service has agreed on after one of them received
+    either.
     """
 
     def __init__(self) -> None:
@@ -303,9 +304,22 @@ class Ending:
         self._is_alone = jax.process_count() == 1
         if self._is_alone:  # among several, JAX has its own handler since they connected
             signal.signal(signal.SIGTERM, self._receive)
+            self._woken, self._waking = socket.socketpair()
+            self._waking.setblocking(False)
+            signal.set_wakeup_fd(self._waking.fileno())
+            threading.Thread(target=self._end_at_once, daemon=True).start()
 
-    def catch_interrupt(self) -> None:
-        """Let the first Ctrl-C finish the step under way and save, as SIGTERM does."""
+    def _end_at_once(self) -> None:
+        """End on SIGTERM while there is nothing to save; a handler would wait for a compilation."""
+        while self._woken.recv(1) != bytes([signal.SIGTERM]):
+            pass
+        print("stopped before the first step; the same command goes on from there", flush=True)
+        os._exit(0)
+
+    def begin(self) -> None:
+        """From now on finish the step under way and save, after the first Ctrl-C as well."""
+        if self._is_alone:
+            signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, self._receive)
 
     def is_due(self, done: int) -> bool:

@@ -170,6 +170,25 @@ def test_checkpoints_hold_no_frozen_leaf(finished):
         assert re.search(rf"({trained}|\b({counter}))\W*$", name), name
 
 
+@pytest.mark.parametrize("line", ["clips to train on", "compiling it first"])
+def test_sigterm_before_the_first_step_ends_at_once_and_loses_nothing(tmp, dataset, line):
+    """A preempted machine is gone before a large model is compiled."""
+    workdir = tmp / f"early_{len(line)}"
+    process = commands.start(
+        tmp, *train_arguments(dataset, workdir), JAX_COMPILATION_CACHE_DIR=str(tmp / "none")
+    )
+    while line not in (printed := process.stdout.readline()):
+        assert printed, "it ended before"
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert process.returncode == 0, output
+    assert "stopped before the first step; the same command goes on from there" in output
+    assert "step 1/" not in output
+    assert not list(workdir.glob("checkpoints/*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
