@@ -162,7 +162,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, (pattern, method) in _ROUTES.items():
             values = _match(pattern, parts)
             if values is not None and self.command in method:
-                about = values.get("name") or self.query.get("name") or self.query.get("prefix", "")
+                about = values.get("name") or self._named()
                 asked = ("READ" if self.query.get("alt") == "media" else self.command, about)
                 self.gcs.requests.append(asked)
                 if status := self.gcs.refuse(*asked):
@@ -173,6 +173,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._fail(404 if parts[0] != "storage" else 501)
 
     do_POST = do_PUT = do_DELETE = do_GET
+
+    def _named(self) -> str:
+        """Return the object to write, or the prefix of a listing."""
+        if self.query.get("uploadType") == "multipart":
+            return _parts(self.headers["Content-Type"], self.body)[0]["name"]
+        return self.query.get("name") or self.query.get("prefix", "")
 
     # Buckets.
 

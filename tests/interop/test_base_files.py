@@ -31,6 +31,15 @@ def test_sharded_files_hold_the_same_tensors(whole, checkpoint):
         np.testing.assert_array_equal(tensor.array(), sharded[key].array())
 
 
+def test_a_base_in_a_bucket_is_the_one_on_a_disk(whole, bucket, cache):
+    bucket.put_folder(whole, "bases/tiny")
+    there = base_files.resolve_base(f"{bucket.url}/bases/tiny")
+    assert there.parent == cache
+    assert base_files.base_fingerprint(there) == base_files.base_fingerprint(whole)
+    with pytest.raises(UserError, match=f"there is no folder {bucket.url}/none"):
+        base_files.resolve_base(f"{bucket.url}/none")
+
+
 def test_a_shard_that_the_index_names_but_is_not_there_is_named(checkpoint):
     split_weights(checkpoint)
     (checkpoint / "model-00002-of-00002.safetensors").unlink()

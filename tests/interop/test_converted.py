@@ -116,6 +116,14 @@ def test_an_export_whose_base_was_deleted_after_conversion_asks_for_it(copy):
     assert converted.original("some/other-hub-id") == "some/other-hub-id"
 
 
+def test_in_a_bucket_it_names_what_it_was_made_of(copy, bucket, cache):
+    facts = json.loads((copy / "vtalign_base.json").read_text()) | {"base": "a/hub-id"}
+    (copy / "vtalign_base.json").write_text(json.dumps(facts))
+    bucket.put_folder(copy, "base")
+    assert converted.original(f"{bucket.url}/base") == "a/hub-id"
+    assert converted.original(f"{bucket.url}/other") == f"{bucket.url}/other"
+
+
 def test_weight_files_are_not_looked_for_in_it(folders):
     with pytest.raises(UserError, match=r"launch/convert\.py.*--base"):
         base_files.stored_tensors(folders[1])

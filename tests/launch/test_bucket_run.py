@@ -88,6 +88,21 @@ def test_prepare_leaves_the_dataset_in_the_bucket_and_nothing_here(bucket, tmp):
     assert "holds exactly this already" in run(tmp, "launch/prepare.py", *arguments)
 
 
+def test_an_upload_of_prepare_that_was_cut_off_goes_on_without_rendering(bucket, tmp):
+    arguments = prepare_arguments(f"{bucket.url}/recordings", f"{bucket.url}/datasets/b")
+    place = "datasets/b/dst_clips/1.0.0"
+    bucket.server.refuse = lambda method, name: 403 if name == f"{place}/features.json" else 0
+    line = commands.one_error_line(run(tmp, "launch/prepare.py", *arguments, code=2))
+    assert "the same command goes on from there" in line
+    assert f"{place}/prepare.json" not in bucket.names()
+    bucket.server.refuse = lambda method, name: 0
+    output = run(tmp, "launch/prepare.py", *arguments)
+    assert "rendering" not in output
+    assert f"wrote {bucket.url}/{place}" in output
+    whole = [name.replace("datasets/a", "datasets/b") for name in bucket.names("datasets/a")]
+    assert bucket.names("datasets/b") == whole
+
+
 def test_the_data_is_copied_once_and_said_in_one_line(bucket, stopped, finished):
     line = f"copying {bucket.url}/datasets/a/dst_clips/1.0.0 to "
     assert stopped.count(line) == 1

@@ -340,6 +340,29 @@ def test_the_same_dataset_twice_is_refused(several, tmp_path):
             open_split(names, "train")
 
 
+def test_a_dataset_in_a_bucket_is_the_one_on_a_disk(prepared, split, bucket, cache):
+    bucket.put_folder(prepared, "a")
+    bucket.put("a/videos/large", b"not for training")
+    there = open_split(f"{bucket.url}/a", "train")
+    assert there.fingerprint == split.fingerprint
+    assert there.texts == split.texts
+    assert [there.record(i) for i in range(len(there))] == [split.record(i) for i in range(6)]
+    assert there.file(0).startswith(str(cache))
+    assert not list(cache.glob("*/videos"))
+    with pytest.raises(UserError, match=f"{prepared} and {bucket.url}/a are the same dataset"):
+        open_split(f"{prepared},{bucket.url}/a", "train")
+
+
+def test_a_dataset_that_was_not_uploaded_whole_is_refused_before_it_is_copied(
+    prepared, bucket, cache
+):
+    bucket.put_folder(prepared / "dst_clips", "a/dst_clips")
+    del bucket.server.buckets[bucket.name]["a/dst_clips/1.0.0/prepare.json"]
+    with pytest.raises(UserError, match=r"a is incomplete, prepare\.json is missing"):
+        open_split(f"{bucket.url}/a", "train")
+    assert not cache.exists()
+
+
 def test_training_and_validating_on_one_recording_is_refused_over_datasets(several, tmp_path):
     write_dataset(
         tmp_path,
