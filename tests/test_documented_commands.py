@@ -1,6 +1,6 @@
 """Every flag and field in the README, on the pages and in the scripts is one that exists."""
 
-import json
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -41,13 +41,17 @@ DOCUMENTED = [
 @pytest.fixture(scope="module")
 def flags() -> dict[str, set[str]]:
     """The flags of each command, as its `--helpfull` lists them."""
-    tool = [sys.executable, ROOT / "tests/tools/help_texts.py", *COMMANDS]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(tool, cwd=ROOT, env=environment, capture_output=True, check=True)
-    return {
-        command: {name for _, name in re.findall(r"--(\[no\])?(\w+)", text)}
-        for command, text in json.loads(done.stdout).items()
-    }
+
+    def names(command: str) -> set[str]:
+        call = [sys.executable, command, "--helpfull"]
+        done = subprocess.run(
+            call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        )
+        return {name for _, name in re.findall(r"--(\[no\])?(\w+)", done.stdout)}
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return dict(zip(COMMANDS, pool.map(names, COMMANDS), strict=True))
 
 
 def test_the_commands_are_found():
