@@ -187,8 +187,6 @@ def _workdir() -> str:
     return str(remote.path(_WORKDIR.value or named))
 
 
-
-
 def _say_mixture(
     order: BatchOrder, train_split: ClipSplit, val_split: ClipSplit, config: Config
 ) -> None:
