@@ -349,8 +349,9 @@ def _least_seconds(step: Callable[[], Any]) -> float:
 def _flops_a_pair(shape: Shape, assembly: Assembly, config: Config, ours: bool) -> float:
     tokens = flops.tokens_of(config, shape.clip_tokens)
     whole = flops.of_pair(assembly, config, tokens).weights
-    is_cached = ours and shape.cached
-    return whole - flops.tower_of_pair(assembly, tokens) if is_cached else whole
+    if not (ours and shape.cached):
+        return whole
+    return whole - flops.below(assembly, config, tokens, "tower").weights
 
 
 def _our_peak() -> float | None:

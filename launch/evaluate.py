@@ -4,7 +4,9 @@ python launch/evaluate.py --checkpoint=runs/pretrain [--dataset=datasets/dst_cli
 
 --checkpoint takes a workdir (its best checkpoint is taken and named), a checkpoint or an export;
 --dataset one dataset or several, comma-separated. With --parent_text each text is shown with its
-parent's, and two equal names below different parents are two texts.
+parent's, and two equal names below different parents are two texts. What the run read from a
+feature cache is read from there again, unless --dataset or merged weights are given;
+--feature_cache says else.
 """
 
 import contextlib
@@ -24,6 +26,8 @@ from vtalign_jax import commandline, distributed, sharding
 from vtalign_jax.config import Config, MeshConfig
 from vtalign_jax.evaluation.embed import Evaluator
 from vtalign_jax.evaluation.table import format_table
+from vtalign_jax.feature_cache import keys as feature_cache
+from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.forms import SETTINGS
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.pipeline.dataset import ClipSplit, open_split
@@ -45,6 +49,11 @@ _PARENT_TEXT = flags.DEFINE_bool(
     "parent_text", None, "show texts with their parent's; by default as the run's validation did"
 )
 _BASE = flags.DEFINE_string("base", "", "directory or hub id of the base model, where it has moved")
+_FEATURES = flags.DEFINE_string(
+    "feature_cache",
+    None,
+    "what cache_features.py wrote; empty for frames; by default the run's, without --dataset",
+)
 _JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON instead of a table")
 
 
@@ -77,10 +86,15 @@ def _evaluate() -> dict[str, Any]:
     if len(split.sizes) > 1:
         say(f"evaluating on {describe(split.sizes, list(split.sizes.values()))}")
     mesh = _make_mesh(trained.config.mesh)
-    config = _fitted(trained.config, dataset, split, mesh.size)
+    config = _fitted(trained.config, dataset, split, mesh.size, trained.is_merged)
     before = trained.config.data.frames
     if config.data.frames != before:
         say(f"trained with {before} frames a clip, {dataset} holds {split.frames}")
+    base = trained.assembly.directory
+    if config.data.feature_cache:
+        edge = trained.assembly.base.vision.image_size
+        feature_cache.attach(config, base_fingerprint(base), edge, evaluate=split)
+        say(f"reading features of {config.data.feature_cache} instead of frames")
     return {
         "source": trained.source,
         "dataset": dataset,
@@ -96,12 +110,18 @@ def _make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
     return sharding.make_mesh(MeshConfig(fsdp=math.gcd(fsdp, jax.device_count())))
 
 
-def _fitted(config: Config, dataset: str, split: ClipSplit, devices: int) -> Config:
+def _fitted(
+    config: Config, dataset: str, split: ClipSplit, devices: int, is_merged: bool
+) -> Config:
     """Return the run's configuration for this dataset, these flags and this number of devices."""
     rows = -(-config.train.eval_batch // devices) * devices
     data = dataclasses.replace(
         config.data, dir=dataset, frames=min(config.data.frames, split.frames)
     )
+    if _FEATURES.value is not None:
+        data = dataclasses.replace(data, feature_cache=_FEATURES.value)
+    elif _DATASET.value or is_merged:  # other data or weights than the run's
+        data = dataclasses.replace(data, feature_cache="")
     if _PARENT_TEXT.value is not None:
         data = dataclasses.replace(data, eval_parent_text=_PARENT_TEXT.value)
     return dataclasses.replace(

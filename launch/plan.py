@@ -1,7 +1,7 @@
 r"""Plan: what a run costs and whether it fits, before a TPU is rented.
 
     python launch/plan.py --config=configs/pretrain.py --topology=v5e:4x4 \
-        [--slices=2] [--pairs=100000 --price=1.2] [--config.train.microbatch=8]
+        [--slices=2] [--cached] [--pairs=100000 --price=1.2] [--config.train.microbatch=8]
 
 Compiles the training step of the configuration for the TPU named, without one, and tells what the
 compiler says: memory by part, what the devices send each other, an estimate of time and cost.
@@ -10,6 +10,7 @@ Neither weights nor data are needed. Ends with 1 if the step does not fit. Needs
 """
 
 import contextlib
+import dataclasses
 import signal
 import sys
 
@@ -40,6 +41,9 @@ _WINDOW = flags.DEFINE_float("window_seconds", 4.0, "longest window of a clip, s
 _CLIP_TOKENS = flags.DEFINE_integer(
     "clip_tokens", 0, "tokens of the longest clip's turn, where the tokenizer is not at hand"
 )
+_CACHED = flags.DEFINE_bool(
+    "cached", False, "plan the step that reads what cache_features.py writes, instead of frames"
+)
 _TRIES = flags.DEFINE_integer(
     "tries", 2, "settings to compile in search of one that fits, if this does not", lower_bound=0
 )
@@ -49,6 +53,9 @@ _FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "of what is pr
 def main() -> None:
     """Plan, and look for a setting that fits if this one does not."""
     config = resolve(_CONFIG.value)
+    if _CACHED.value and not config.data.feature_cache:
+        data = dataclasses.replace(config.data, feature_cache="not written yet")
+        config = dataclasses.replace(config, data=data)
     # With json nothing else stands on standard output.
     with contextlib.redirect_stdout(sys.stderr if _FORMAT.value == "json" else sys.stdout):
         for line in warnings(config):

@@ -27,6 +27,7 @@ from ml_collections import config_flags
 from vtalign_jax import commandline, distributed, remote, sharding
 from vtalign_jax.config import Config, resolve, warnings
 from vtalign_jax.evaluation.embed import Evaluator, Parameters
+from vtalign_jax.feature_cache import keys as feature_cache
 from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.forms import SQUARE
 from vtalign_jax.interop.tokens import ClipTokenizer
@@ -37,7 +38,7 @@ from vtalign_jax.pipeline.mixture import describe, epoch_counts
 from vtalign_jax.pipeline.order import BatchOrder
 from vtalign_jax.pipeline.texts import cut_texts
 from vtalign_jax.training import manifest, optim, remat, trainable
-from vtalign_jax.training.assemble import assemble, load
+from vtalign_jax.training.assemble import Assembly, assemble, load
 from vtalign_jax.training.feed import Feed, compiling
 from vtalign_jax.training.grad_cache import StreamedStep
 from vtalign_jax.training.initial import FRESH, place, read_initial
@@ -94,8 +95,7 @@ def main() -> None:
     tokenizer = ClipTokenizer(model.directory)
     _say_cut_texts(train_split, tokenizer, config)
     evaluator = Evaluator(model.bind, mesh, val_split, tokenizer, config, _say)
-    base = base_fingerprint(model.directory)
-    fingerprints = manifest.Fingerprints(base, train_split.fingerprint)
+    fingerprints = _fingerprints(model, config, train_split, val_split)
     session = Session(workdir, config, fingerprints, epoch_steps, _clip_facts(train_split))
     _check_processes(workdir, config, fingerprints)
     initial = FRESH if session.is_resumed else read_initial(config, model, _say)
@@ -217,6 +217,18 @@ def _say_cut_texts(split: ClipSplit, tokenizer: ClipTokenizer, config: Config) -
         )
 
 
+def _fingerprints(
+    model: Assembly, config: Config, train_split: ClipSplit, val_split: ClipSplit
+) -> manifest.Fingerprints:
+    """Return what the run reads; from here on splits are read from a feature cache, if wanted."""
+    base, edge = base_fingerprint(model.directory), model.base.vision.image_size
+    features = feature_cache.attach(config, base, edge, train=train_split, evaluate=val_split)
+    if features:
+        layout = train_split.features.layout
+        _say(f"reading features ({layout.depth}, {layout.dtype}) instead of frames")
+    return manifest.Fingerprints(base, train_split.fingerprint, features)
+
+
 def _clip_facts(split: ClipSplit) -> dict[str, Any]:
     """Return what later embeddings of clips go by."""
     if split.square is None:
@@ -307,13 +319,16 @@ def _check_processes(workdir: str, config: Config, fingerprints: manifest.Finger
     places = dataclasses.replace(  # these may differ, what lies there may not
         config,
         model=dataclasses.replace(config.model, base=fingerprints.base),
-        data=dataclasses.replace(config.data, dir=fingerprints.data),
+        data=dataclasses.replace(
+            config.data, dir=fingerprints.data, feature_cache=fingerprints.features
+        ),
     )
     revision = json.dumps(manifest.git_revision())
     distributed.check_agreement(
         {
             "config.model.base": fingerprints.base,
             "config.data.dir": fingerprints.data,
+            "config.data.feature_cache": fingerprints.features,
             "--config": repr(places),
             "--workdir": workdir,
             "the source tree": revision,

@@ -6,7 +6,10 @@ size, `E` embedding, `R` LoRA rank, `L` stacked layers, `A` ancestors, `G` a tex
 signature. In every `*_mask`, True is real.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
+
+import jax
 
 Array = Any  # numpy.ndarray on the host, jax.Array (or a tracer) on the device.
 
@@ -46,11 +49,33 @@ class Identity(NamedTuple):
     signature: Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What the frozen part of the model makes of a batch, read from disk instead of computed.
+
+    Attributes:
+      clips: bfloat16, float32 or int8; of depth "tower" [B, F, P, V], "connector" [B, F, Q, D],
+        "decoder" [B, S, D]. Zeros where a row has no frame or token.
+      clip_scales: float32, as `clips` without the last axis: what int8 vectors are multiplied with;
+        None for the other dtypes.
+      texts: [B, T, D] of depth "decoder", else None.
+      text_scales: float32[B, T], of int8 texts.
+      depth: how far the frozen part was followed, see `AlignerModel.clip_prefix`.
+    """
+
+    clips: Array
+    clip_scales: Array | None
+    texts: Array | None
+    text_scales: Array | None
+    depth: str = dataclasses.field(metadata={"static": True})
+
+
 class Batch(NamedTuple):
     """One global batch (or this process's slice of it).
 
     Attributes:
-      frames: uint8[B, F, H, W, 3], valid frames first.
+      frames: uint8[B, F, H, W, 3], valid frames first; None where `features` stand for them.
       frame_mask: bool[B, F].
       clip_ids: int32[B, S], the user turn that holds the video, padded on the right; where captions
         are learnt, the assistant's turn that says the text comes directly after.
@@ -59,9 +84,10 @@ class Batch(NamedTuple):
       text_ids: int32[B, T], the user turn that holds the text, padded on the right.
       text_mask: bool[B, T].
       identity: see `Identity`.
+      features: of a feature cache, if one is used.
     """
 
-    frames: Array
+    frames: Array | None
     frame_mask: Array
     clip_ids: Array
     clip_mask: Array
@@ -69,3 +95,4 @@ class Batch(NamedTuple):
     text_ids: Array
     text_mask: Array
     identity: Identity
+    features: Features | None = None

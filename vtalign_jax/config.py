@@ -61,6 +61,7 @@ class DataConfig:
     group_size: int = 4
     workers: int = 0  # Grain worker processes; 0 reads in threads of this process
     prefetch_batches: int = 4
+    feature_cache: str = ""  # what cache_features.py wrote with --out; "" reads and decodes frames
 
 
 @dataclasses.dataclass(frozen=True)

@@ -364,8 +364,12 @@ def check_agreement(facts: Mapping[str, str]) -> None:
         )
 
 
-def check_shared(folder: str | epath.Path) -> None:
+def check_shared(folder: str | epath.Path, flag: str = "--workdir") -> None:
     """Make sure that every process sees the same folder.
+
+    Args:
+      folder: which, made if absent.
+      flag: that named it, for the error.
 
     Raises:
       UserError: it lies on a host of its own.
@@ -384,6 +388,6 @@ def check_shared(folder: str | epath.Path) -> None:
         mark.unlink()
     if not np.all(is_seen):
         raise UserError(
-            f"--workdir={folder} is not the same folder on every host; name one that they share, "
+            f"{flag}={folder} is not the same folder on every host; name one that they share, "
             "on a network file system or in a bucket (gs://)"
         )

@@ -1,7 +1,7 @@
 """Work spread over processes of this machine."""
 
 import collections
-import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import itertools
 import math

@@ -79,7 +79,7 @@ def test_no_gradient_flows_from_a_clips_embedding_to_its_caption(model, batch):
     np.testing.assert_array_equal(*pooled)
 
 
-@pytest.mark.parametrize("depth", ["tower", "decoder"])
+@pytest.mark.parametrize("depth", ["tower", "connector", "decoder"])
 def test_a_kept_prefix_gives_the_same_clips_and_captions(model, batch, depth):
     ids, masks = batch.clip_ids, (batch.clip_mask, batch.caption_mask)
     expected = model.captioned_clips(ids, *masks, batch.frames, MOST)

@@ -91,3 +91,19 @@ def test_the_forward_pass_is_what_the_compiler_counts_of_an_unrolled_model(monke
     attention = 4.0 * 2 * 256**2 * 24 + 2 * 4.0 * length * 4 * 32
     ours = flops.forward_of_pair(assembly, tokens) + attention
     assert ours <= counted <= 1.15 * ours
+
+
+def test_features_spare_the_forward_pass_below_them():
+    config = make_config(tune={"connector": "frozen"})
+    assembly = assemble_of(BASE, config)
+    both = TOKENS.clip + TOKENS.text
+    forward = {"tower": TOWER, "connector": TOWER + CONNECTOR}
+    forward["decoder"] = forward["connector"] + BLOCK * both  # the one block that is not tuned
+    for depth, products in forward.items():
+        spared = flops.below(assembly, config, TOKENS, depth)
+        assert spared.weights == 2.0 * products
+        assert flops.of_pair(assembly, config, TOKENS).attention > spared.attention
+    tower = 4.0 * 16**2 * 24 * 2 * 2  # q k^T and its weights times v, of 2 blocks and 2 frames
+    assert flops.below(assembly, config, TOKENS, "tower").attention == tower
+    block = 2.0 * (TOKENS.clip**2 + TOKENS.text**2) * 32
+    assert flops.below(assembly, config, TOKENS, "decoder").attention == tower + block

@@ -114,3 +114,20 @@ def test_abstract_arguments_are_those_that_a_step_is_given():
     assert given.batch.clip_ids.shape == (8, 14)
     assert given.state.params.keys() == assemble_of(BASE.config, config).trainable.keys()
     assert all(x.sharding.mesh == mesh for x in jax.tree.leaves(given))
+
+
+def test_a_cached_step_computes_nothing_below_its_features():
+    sections = SMALL | {"tune": {"dropout": 0.0, "connector": "frozen"}}
+    sections["train"] = {"contrastive_batch": 8, "microbatch": 4}
+    cached = sections | {"data": SMALL["data"] | {"feature_cache": "features"}}
+    machine = topology.describe("v5e:1x1", 1)
+    reports = [
+        report.make_report(BASE, make_config(**each), machine, ASKED) for each in (sections, cached)
+    ]
+    before, after = reports
+    assert after["cycles"] < before["cycles"]
+    assert after["pairs_per_second"] > before["pairs_per_second"]
+    for kind in ("weights", "attention"):
+        assert after["flops_per_pair"][kind] < before["flops_per_pair"][kind]
+    assert after["read_bytes_per_clip"] == 2 * (14 + 8) * 32  # bfloat16, of clip and text
+    assert "MB/s of features (depth decoder, bfloat16)" in "\n".join(table.lines(after))

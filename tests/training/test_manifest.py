@@ -96,7 +96,10 @@ def test_a_run_of_a_version_that_lacked_a_field_resumes_with_its_default():
         manifest.check_resume(extra, _changed(tune={"rank_stabilized": True}), PRINTS, "runs/x")
 
 
-@pytest.mark.parametrize(("name", "field"), [("base", "model.base"), ("data", "data.dir")])
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("base", "model.base"), ("data", "data.dir"), ("features", "data.feature_cache")],
+)
 def test_other_files_do_not_resume(name, field):
     others = Fingerprints(**(PRINTS.to_json() | {name: "other"}))
     with pytest.raises(UserError, match=f"the files of config.{field} are others"):

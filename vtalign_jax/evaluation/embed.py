@@ -30,6 +30,7 @@ from vtalign_jax.pipeline.dataset import ClipSplit
 from vtalign_jax.pipeline.loader import make_eval_loader
 from vtalign_jax.pipeline.texts import evaluation_identity
 from vtalign_jax.pipeline.transforms import Tokenizer
+from vtalign_jax.training.step import stored_prefixes
 
 Parameters = Mapping[str, jax.Array]
 Bind = Callable[[Parameters], AlignerModel]
@@ -60,8 +61,11 @@ def make_embed(bind: Bind, mesh: Mesh) -> Callable[[Parameters, Parameters, Batc
 
     def of_rows(params: Parameters, frozen: Parameters, batch: Batch) -> tuple:
         model = sharding.bind_whole(bind, mesh, params, frozen)
-        clips = model.pooled_clips(batch.clip_ids, batch.clip_mask, batch.frames)  # [B, D]
-        texts = model.pooled_texts(batch.text_ids, batch.text_mask)  # [B, D]
+        known = stored_prefixes(model, batch)
+        clips = model.pooled_clips(
+            batch.clip_ids, batch.clip_mask, batch.frames, prefix=known.clips, depth=known.depth
+        )  # [B, D]
+        texts = model.pooled_texts(batch.text_ids, batch.text_mask, prefix=known.texts)  # [B, D]
         return batch.identity.record, Embeddings(
             model.project_clips(clips),
             model.project_texts(texts),

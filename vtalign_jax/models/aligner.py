@@ -110,11 +110,14 @@ class AlignerModel(nnx.Module):
           clip_ids: int32[B, S].
           clip_mask: bool[B, S].
           frames: uint8[B, F, H, W, 3], valid frames first, at the model's image size.
-          depth: "tower" for the vision tower's features, float[B, F, P, V]; "decoder" for what
-            enters the blocks with adapters, float[B, S, D].
+          depth: "tower" for the vision tower's features, float[B, F, P, V]; "connector" for the
+            image tokens, float[B, F, Q, D]; "decoder" for what enters the blocks with adapters,
+            float[B, S, D]. Tokens and mask matter to the last alone.
         """
         if depth == "tower":
             return self.base.patch_features(normalise(frames))
+        if depth == "connector":
+            return self.base.image_features(normalise(frames))
         return self.base.lower_states(clip_ids, clip_mask, normalise(frames))
 
     def pooled_clips(
@@ -188,6 +191,9 @@ class AlignerModel(nnx.Module):
             given = {"frames": normalise(frames)}
         elif depth == "tower":
             given = {"patches": prefix}
+        elif depth == "connector":
+            merged = self.base.merge_inputs(clip_ids, prefix)
+            return self.base.text_model(merged, token_mask, dropout_keys)
         else:
             return self.base.upper_states(prefix, token_mask, dropout_keys)
         return self.base.hidden_states(clip_ids, token_mask, **given, dropout_keys=dropout_keys)

@@ -24,6 +24,7 @@ from vtalign_jax import remote
 from vtalign_jax.array_types import Identity
 from vtalign_jax.dst.mapped import open_mapped
 from vtalign_jax.errors import UserError
+from vtalign_jax.feature_cache.stored import StoredFeatures
 from vtalign_jax.pipeline.clip_cache import ClipCache
 from vtalign_jax.pipeline.identities import make_identity
 from vtalign_jax.pipeline.sampling import window_lengths
@@ -121,6 +122,7 @@ class ClipSplit:
       sizes: dataset -> how many of its records, in the order given; 0 if it lacks the split.
       parts: the datasets that have it, in the same order.
       clip_cache: shared by all loaders of this split.
+      features: read instead of frames, see `feature_cache.keys.attach`; None for frames.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class ClipSplit:
         self.sizes = {data_dir: len(part) if part else 0 for data_dir, part in datasets.items()}
         self.parts = [part for part in datasets.values() if part]
         self.clip_cache = ClipCache(_CACHE_BYTES)
+        self.features: StoredFeatures | None = None
         self._ends = np.cumsum([len(part) for part in self.parts]).tolist()
 
     def __getstate__(self) -> dict:

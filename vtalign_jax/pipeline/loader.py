@@ -21,6 +21,7 @@ from absl import flags
 from vtalign_jax.array_types import Batch, Identity
 from vtalign_jax.config import Config
 from vtalign_jax.errors import UserError
+from vtalign_jax.feature_cache.stored import StoredFeatures
 from vtalign_jax.pipeline.dataset import ClipSplit
 from vtalign_jax.pipeline.mixture import epoch_counts
 from vtalign_jax.pipeline.order import PADDING, BatchOrder, SequentialOrder
@@ -80,7 +81,7 @@ def make_loader(
     identity = split.identity if train else evaluation_identity(split, data)
     if signature is not None:
         identity = identity._replace(signature=signature)
-    return Batches(rows, identity, chunks)
+    return Batches(rows, identity, chunks, split.features)
 
 
 def train_order(split: ClipSplit, config: Config) -> BatchOrder:
@@ -249,9 +250,16 @@ def _interleaved(shares: Sequence[Row], chunk_rows: int) -> Row:
 class Batches:
     """Iterator over (step, batch); threads and workers end with it, at `close()`, or at exit."""
 
-    def __init__(self, rows: grain.IterDataset, identity: Identity, chunks: _Chunks) -> None:
+    def __init__(
+        self,
+        rows: grain.IterDataset,
+        identity: Identity,
+        chunks: _Chunks,
+        features: StoredFeatures | None,
+    ) -> None:
         self._rows = [iter(rows)]
         self._identity = identity
+        self._features = features
         self._chunks = chunks
         self._steps = iter(chunks.steps)
         # A finalizer, for it also runs at exit while Grain's modules still exist.
@@ -266,7 +274,11 @@ class Batches:
             self.close()
             raise StopIteration
         row = Row(*(array[: self._chunks.rows] for array in next(self._rows[0])))
-        return step, Batch(*row, _taken(self._identity, self._chunks.records(step)))
+        identity = _taken(self._identity, self._chunks.records(step))
+        if self._features is None:
+            return step, Batch(*row, identity)
+        features = self._features.of_batch(row.frames, row.clip_ids.shape[1])
+        return step, Batch(*row._replace(frames=None), identity, features)
 
 
 def _close(rows: list[grain.DatasetIterator], has_workers: bool) -> None:

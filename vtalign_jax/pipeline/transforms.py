@@ -27,6 +27,9 @@ from vtalign_jax.pipeline.sampling import (
 )
 from vtalign_jax.pipeline.texts import padded_length, with_parent
 
+# What a row needs of its record beside the frames.
+_FIELDS = ("frame_times", "window_start", "window_end", "text", "parent_text")
+
 
 class Tokenizer(Protocol):
     """What the pipeline asks of `interop.tokens.ClipTokenizer`; picklable."""
@@ -44,7 +47,11 @@ class Tokenizer(Protocol):
 
 
 class Row(NamedTuple):
-    """One row of a `Batch` but its identity, frames one by one; or several, stacked."""
+    """One row of a `Batch` but its identity, frames one by one; or several, stacked.
+
+    With a feature cache, `frames` are the bytes of its features, see `StoredFeatures`: of each
+    frame, or one array of all tokens.
+    """
 
     frames: Array | list[Array]
     frame_mask: Array
@@ -92,6 +99,7 @@ class RowMaker:
         except ValueError as error:
             raise UserError(f"config.data.max_text_tokens is too small: {error}") from error
         self._split = split
+        self._features = split.features
         self._tokenizer = tokenizer
         self._clip_cache = clip_cache
         self._frames = data.frames
@@ -129,7 +137,7 @@ class RowMaker:
         """
         if index == PADDING:
             return self._padding
-        clip = self._clip(index)
+        clip = self.clip(index)
         chosen = choose_frames(
             clip.numbers, clip.sampled_frames, self._frames, self._draw(epoch, index)
         )
@@ -138,15 +146,24 @@ class RowMaker:
         )
         missing = self._frames - len(chosen)
         text = self._text(clip, epoch, index)
-        return Row(
-            [clip.frames[place] for place in chosen] + [self._no_frame] * missing,
-            np.arange(self._frames) < len(chosen),
-            *self._captioned(*self._clip_row(seconds, clip.window_seconds), text),
-            *self._text_row(text),
-        )
+        clip_tokens = self._captioned(*self._clip_row(seconds, clip.window_seconds), text)
+        text_tokens = self._text_row(text)
+        if self._is_by_clip:
+            masks = clip_tokens[1] | clip_tokens[2], text_tokens[1]
+            frames = [self._features.tokens(index, *masks)]
+        else:
+            frames = [clip.frames[place] for place in chosen] + [self._no_frame] * missing
+        frame_mask = np.arange(self._frames) < len(chosen)
+        return Row(frames, frame_mask, *clip_tokens, *text_tokens)
+
+    @property
+    def _is_by_clip(self) -> bool:
+        return self._features is not None and self._features.layout.depth == "decoder"
 
     @functools.cached_property
     def _no_frame(self) -> np.ndarray:
+        if self._features is not None:
+            return self._features.no_frame
         edge = self._tokenizer.image_size
         return np.zeros((edge, edge, 3), np.uint8)
 
@@ -161,8 +178,12 @@ class RowMaker:
         clip_ids, clip_mask = padded(empty, self._clip_tokens, self._tokenizer.pad_id)
         text_ids, text_mask = padded(empty, self._text_tokens, self._tokenizer.pad_id)
         clip_mask[0] = text_mask[0] = True
+        if self._is_by_clip:
+            frames = [self._features.no_tokens(self._clip_tokens + self._text_tokens)]
+        else:
+            frames = [self._no_frame] * self._frames
         return Row(
-            [self._no_frame] * self._frames,
+            frames,
             np.zeros(self._frames, bool),
             clip_ids,
             clip_mask,
@@ -171,8 +192,10 @@ class RowMaker:
             text_mask,
         )
 
-    def _clip(self, index: int) -> DecodedClip:
+    def clip(self, index: int) -> DecodedClip:
         """Return the clip with every frame that some epoch shows: all, or those always chosen."""
+        if self._features is not None:
+            return self._cached_clip(index)
         edge = self._tokenizer.image_size
         key = (index, edge, "all" if self._jitter else self._frames)
         clip = self._clip_cache.get(key)
@@ -189,6 +212,20 @@ class RowMaker:
                 ) from error
             self._clip_cache.offer(key, clip)
         return clip
+
+    def _cached_clip(self, index: int) -> DecodedClip:
+        """Return a clip with the features of every stored frame; its record is not read."""
+        part, within = self._split.part_of(index)
+        times, start, end, text, parent = (part.table[name][within].as_py() for name in _FIELDS)
+        seconds = float(window_lengths(start, end))
+        return DecodedClip(
+            [] if self._is_by_clip else list(self._features.frames(index)),
+            frame_numbers(times, start, seconds, part.frames),
+            part.frames,
+            seconds,
+            text,
+            parent,
+        )
 
     def _draw(self, epoch: int, index: int) -> Callable[[int], float] | None:
         """Return what picks a frame of each segment, None for the one in its middle."""

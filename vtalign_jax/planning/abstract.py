@@ -1,5 +1,6 @@
 """What a training step is given, without a value in it: shapes, dtypes and places on the mesh."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vtalign_jax import remote, sharding
-from vtalign_jax.array_types import MAX_ANCESTORS, Batch, Identity
+from vtalign_jax.array_types import MAX_ANCESTORS, Batch, Features, Identity
 from vtalign_jax.config import Config
 from vtalign_jax.errors import UserError
+from vtalign_jax.feature_cache import keys
 from vtalign_jax.interop import public_bases
 from vtalign_jax.interop.base_files import TINY, resolve_base
 from vtalign_jax.interop.tokens import ClipTokenizer
@@ -130,8 +132,9 @@ def make_batch(base: Base, config: Config, rows: int, mesh: Mesh) -> Batch:
         span=interval,
         signature=array(jnp.float32, signature),
     )
+    features = _features(base.config, config, clip_tokens, array) if data.feature_cache else None
     batch = Batch(
-        frames=array(jnp.uint8, data.frames, edge, edge, 3),
+        frames=None if features else array(jnp.uint8, data.frames, edge, edge, 3),
         frame_mask=array(jnp.bool_, data.frames),
         clip_ids=array(jnp.int32, clip_tokens),
         clip_mask=array(jnp.bool_, clip_tokens),
@@ -139,8 +142,27 @@ def make_batch(base: Base, config: Config, rows: int, mesh: Mesh) -> Batch:
         text_ids=array(jnp.int32, data.max_text_tokens),
         text_mask=array(jnp.bool_, data.max_text_tokens),
         identity=identity,
+        features=features,
     )
     return everywhere(batch, mesh, sharding.ROWS)
+
+
+def _features(
+    base: SmolVLMConfig, config: Config, clip_tokens: int, array: Callable[..., Any]
+) -> Features:
+    """Return bfloat16 features of the deepest point that the configuration allows."""
+    depth, kind = keys.deepest(config, base), jnp.bfloat16
+    texts = None
+    if depth == "decoder":
+        width = base.text.hidden_size
+        clips = array(kind, clip_tokens, width)
+        texts = array(kind, config.data.max_text_tokens, width)
+    elif depth == "connector":
+        clips = array(kind, config.data.frames, base.tokens_per_frame, base.text.hidden_size)
+    else:
+        patches = base.vision.patches_per_side**2
+        clips = array(kind, config.data.frames, patches, base.vision.hidden_size)
+    return Features(clips, None, texts, None, depth)
 
 
 def everywhere(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:

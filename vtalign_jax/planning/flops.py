@@ -67,13 +67,26 @@ def forward_of_pair(assembly: Assembly, tokens: Tokens) -> float:
     return _forward(assembly, assembly.base, tokens)
 
 
-def tower_of_pair(assembly: Assembly, tokens: Tokens) -> float:
-    """Return the part of `forward_of_pair` that a cache of the tower's features saves."""
-    return sum(
-        2.0 * leaf.size * _uses(path, assembly.base, tokens)
+_BELOW = {  # the weights below each depth of a feature cache, see `AlignerModel.clip_prefix`
+    "tower": r"base\.vision_model\..*",
+    "connector": r"base\.(vision_model|connector)\..*",
+    "decoder": r"base\.(vision_model|connector|text_model\.layers)\..*",
+}
+
+
+def below(assembly: Assembly, config: Config, tokens: Tokens, depth: str) -> Flops:
+    """Return what features of a depth spare a pair: all of it forward."""
+    base = assembly.base
+    weights = sum(
+        2.0 * leaf.size * _uses(path, base, tokens)
         for path, leaf in assembly.frozen.items()
-        if path.startswith(_TOWER)
+        if re.fullmatch(_BELOW[depth], path)
     )
+    attention = _tower_attention(base, tokens)
+    if depth == "decoder":
+        lower = base.text.num_hidden_layers - config.tune.text_blocks
+        attention += lower * sum(_causal_attention(base, tokens))
+    return Flops(weights, attention)
 
 
 def _forward(assembly: Assembly, base: SmolVLMConfig, tokens: Tokens) -> float:
@@ -124,12 +137,21 @@ def _input_gradients(path: str, uses: float, config: Config, tokens: Tokens) -> 
 
 def _attention(config: Config, base: SmolVLMConfig, tokens: Tokens) -> float:
     """Return the products q k^T and weights v, and twice as many for their gradients."""
-    vision, text = base.vision, base.text
-    patches = vision.patches_per_side**2
-    tower = 4.0 * patches**2 * vision.hidden_size * vision.num_hidden_layers * tokens.frames
-    inner = text.num_attention_heads * text.head_dim
-    clip, own = (2.0 * length**2 * inner for length in (tokens.clip, tokens.text))
+    clip, own = _causal_attention(base, tokens)
     tuned = config.tune.text_blocks
-    lower = text.num_hidden_layers - tuned
+    lower = base.text.num_hidden_layers - tuned
     back = 0 if config.tune.connector == "frozen" else 2
+    tower = _tower_attention(base, tokens)
     return tower + clip * (lower * (1 + back) + tuned * 3) + own * (lower + tuned * 3)
+
+
+def _tower_attention(base: SmolVLMConfig, tokens: Tokens) -> float:
+    vision = base.vision
+    of_block = 4.0 * vision.patches_per_side**4 * vision.hidden_size
+    return of_block * vision.num_hidden_layers * tokens.frames
+
+
+def _causal_attention(base: SmolVLMConfig, tokens: Tokens) -> tuple[float, float]:
+    """Return those of a block of the decoder forward, of clip and of text."""
+    inner = base.text.num_attention_heads * base.text.head_dim
+    return 2.0 * tokens.clip**2 * inner, 2.0 * tokens.text**2 * inner

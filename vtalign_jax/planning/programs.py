@@ -225,7 +225,8 @@ def compile_streamed(
     count = -(-config.train.contrastive_batch // rows)
     part = make_batch(base, config, rows, mesh)
     size = step.prefix_bytes(given.state, given.frozen, [part]) * count
-    step.make_functions(step.choose_keep(size, *free))
+    free_on_host = 0 if part.features else free[1]  # features of a cache lie there already
+    step.make_functions(step.choose_keep(size, free[0], free_on_host))
     return Streamed(list(_streamed(step, given, part, count, mesh)), step.keep, count, size)
 
 
@@ -252,7 +253,7 @@ def _streamed(step: StreamedStep, given: Given, part: Batch, count: int, mesh: M
     }
     found = (zeros, jax.ShapeDtypeStruct((mesh.size,), jnp.float32))
     found = everywhere(found, mesh, sharding.ROWS)
-    kept = part if step.keep == "never" else part._replace(frames=None)
+    kept = part if step.keep == "never" else part._replace(frames=None, features=None)
     slopes = (loss.slopes[0], loss.caption_scale)
     third = (found, state.params, frozen, kept, prefixes, slopes, *random)
     yield compile_program("accumulate", count, functions.accumulate, *third)

@@ -4,9 +4,11 @@ import dataclasses
 import importlib.metadata
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from vtalign_jax import sharding
+from vtalign_jax.array_types import Features
 from vtalign_jax.config import Config
 from vtalign_jax.planning import collectives, flops, hlo, memory, programs
 from vtalign_jax.planning.abstract import Base, Given, make_given
@@ -124,8 +126,14 @@ def make_report(base: Base, config: Config, topology: Topology, asked: Asked) ->
         }
     tokens = flops.tokens_of(config, base.clip_tokens)
     report["tokens"] = tokens._asdict()
-    report |= _speed(compiled, flops.of_pair(assembly, config, tokens), config, topology)
+    required, features = flops.of_pair(assembly, config, tokens), given.batch.features
+    if features:
+        spared = flops.below(assembly, config, tokens, features.depth)
+        required = flops.Flops(*(a - b for a, b in zip(required, spared, strict=True)))
+    report |= _speed(compiled, required, config, topology)
     report |= _data(config, base, report.get("pairs_per_second"), topology, asked)
+    if features:
+        report |= _reading(features, config, report.get("pairs_per_second"))
     return report
 
 
@@ -224,6 +232,16 @@ def _speed(
         "pairs_per_second": pairs / total,
         "frames_per_second": pairs * config.data.frames / total,
     }
+
+
+def _reading(features: Features, config: Config, rate: float | None) -> dict[str, Any]:
+    """Return what is read of a feature cache instead of frames."""
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(features))
+    clip = size // config.train.contrastive_batch
+    found = {"cached": features.depth, "read_bytes_per_clip": clip}
+    if rate:
+        found |= {"read_bytes_per_second": clip * rate, "frames_per_second": 0.0}
+    return found
 
 
 def _data(

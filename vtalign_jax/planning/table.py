@@ -128,11 +128,15 @@ def _speed_lines(report: dict[str, Any]) -> list[str]:
     if nets:
         nets += f" by bandwidth; {report['step_seconds']:.3f} s if nothing overlaps"
     work = f"{report['flops_per_pair']['weights'] / 1e12:.2f} TFLOP a pair in products with weights"
+    fed = f"decode {report['frames_per_second']:,.0f} frames/s"
+    if "cached" in report:
+        read = report["read_bytes_per_second"] / 1e6
+        fed = f"read {read:,.0f} MB/s of features (depth {report['cached']}, bfloat16)"
     return [
         f"a step computes for {report['compute_seconds']:.3f} s by the compiler's estimate"
         f"{_kernels(report)}{nets}",
         f"MFU {report['mfu']:.1%} while computing ({work}); {report['pairs_per_second']:,.1f} "
-        f"pairs/s, for which the hosts decode {report['frames_per_second']:,.0f} frames/s",
+        f"pairs/s, for which the hosts {fed}",
     ]
 
 

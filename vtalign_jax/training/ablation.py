@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from vtalign_jax import config as config_lib
 from vtalign_jax.config import Config
 from vtalign_jax.errors import UserError
+from vtalign_jax.feature_cache import keys as feature_cache
 from vtalign_jax.interop.base_files import base_fingerprint, resolve_base
+from vtalign_jax.interop.weights import read_config
 from vtalign_jax.pipeline.dataset import ClipSplit, open_split
 from vtalign_jax.pipeline.loader import train_order
 from vtalign_jax.training import metrics
@@ -145,8 +147,10 @@ def _open(data_dir: str, split: str) -> ClipSplit:
 
 
 @functools.cache
-def _base_fingerprint(base: str) -> str:
-    return base_fingerprint(resolve_base(base))
+def _base_facts(base: str) -> tuple[str, int]:
+    """Return fingerprint and image size of a base."""
+    directory = resolve_base(base)
+    return base_fingerprint(directory), read_config(directory).vision.image_size
 
 
 def find_reached(run: Run) -> Reached | None:
@@ -157,7 +161,10 @@ def find_reached(run: Run) -> Reached | None:
     """
     config = run.config
     split = _open(config.data.dir, config.data.train_split)
-    fingerprints = Fingerprints(_base_fingerprint(config.model.base), split.fingerprint)
+    base, edge = _base_facts(config.model.base)
+    validated = _open(config.data.dir, config.data.val_split)
+    features = feature_cache.attach(config, base, edge, train=split, evaluate=validated)
+    fingerprints = Fingerprints(base, split.fingerprint, features)
     standing = find_standing(run.workdir, config, fingerprints)
     epoch_steps = train_order(split, config).steps_per_epoch
     if standing is None or not is_over(standing, config.train, epoch_steps):

@@ -5,7 +5,8 @@ gradient to each embedding. Second pass: embed each microbatch again and let tha
 the trainable leaves. Four jitted functions, each traced once.
 
 - What no trained leaf touches (the vision tower above all) is kept between the passes where memory
-  allows, on the devices or on the host, and recomputed where not.
+  allows, on the devices or on the host, and recomputed where not. What a feature cache holds of it
+  is never computed; it waits on the devices, or is sent to them twice.
 - Microbatches are streamed: the frames of the whole batch are never on the devices together.
 - Each device adds up the gradient of its own rows; they are summed over the devices once, in the
   update.
@@ -14,6 +15,7 @@ the trainable leaves. Four jitted functions, each traced once.
 Source: Gao et al., 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup".
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -40,6 +42,7 @@ from vtalign_jax.training.step import (
     embed_and_caption,
     make_pair_loss,
     row_keys,
+    stored_prefixes,
 )
 from vtalign_jax.training.update import make_update
 
@@ -138,7 +141,7 @@ class StreamedStep:
         ]
         loss = self.functions.loss(state.params, frozen, embedded, known, state.seed, state.step)
         if self.keep != "never":
-            parts = [part._replace(frames=None) for part in parts]
+            parts = [part._replace(frames=None, features=None) for part in parts]
         gradient, nll = self._zeros(state.params)
         for rows, prefixes, slope in zip(self._on_devices(parts), kept, loss.slopes, strict=True):
             gradient, nll = self.functions.accumulate(
@@ -160,11 +163,13 @@ class StreamedStep:
         local = self._mesh.local_devices
         size = self.prefix_bytes(state, frozen, parts)
         free_on_device, free_on_host = least_free_bytes(local[0])
-        keep = self.choose_keep(size, free_on_device * len(local), free_on_host)
+        is_stored = parts[0].features is not None  # and lies on the host already
+        keep = self.choose_keep(size, free_on_device * len(local), 0 if is_stored else free_on_host)
         where = {"device": "kept on the devices", "host": "kept on the host"}
+        again = "sent to the devices twice" if is_stored else "computed twice"
         self._say(
             f"{len(parts)} microbatches a step; what the frozen part makes of them "
-            f"({size / 2**20:,.0f} MiB a process) is {where.get(keep, 'computed twice')}"
+            f"({size / 2**20:,.0f} MiB a process) is {where.get(keep, again)}"
         )
         self.make_functions(keep)
 
@@ -176,11 +181,10 @@ class StreamedStep:
         """
         whole, rows = (NamedSharding(self._mesh, s) for s in (sharding.WHOLE, sharding.ROWS))
         self.keep = keep
-        kept = NOTHING_KEPT if keep == "never" else Prefixes(rows, rows)
         places = _Loss(whole, whole, whole, whole, rows, rows, rows)
         jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(self._mesh))
         self.functions = _Functions(
-            jit(self._embed, out_shardings=(rows, kept)),
+            jit(self._embed, out_shardings=rows),
             jit(self._loss, out_shardings=places),
             jit(self._accumulate, donate_argnums=0, out_shardings=self._unreduced),
             jit(self._update, donate_argnums=0, out_shardings=whole),
@@ -206,11 +210,11 @@ class StreamedStep:
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         """Yield microbatches of this process, the last one filled up with padding rows."""
-        rows = len(batch.frames)
+        rows = len(batch.clip_ids)
         size = self._microbatch * len(self._mesh.local_devices)
         for start in range(0, rows, size):
             part = jax.tree.map(lambda x, at=start: x[at : at + size], batch)
-            missing = size - len(part.frames)
+            missing = size - len(part.clip_ids)
             if missing:
                 taken = np.minimum(np.arange(size), size - missing - 1)
                 is_real = np.arange(size) < size - missing
@@ -238,10 +242,14 @@ class StreamedStep:
         token_mask = batch.clip_mask
         if self._caption_weight:
             token_mask = attended(batch.clip_mask, batch.caption_mask)
-        return Prefixes(
-            model.clip_prefix(batch.clip_ids, token_mask, batch.frames, self._depth),
-            model.text_prefix(batch.text_ids, batch.text_mask),
-        )
+        prefixes = stored_prefixes(model, batch)
+        if prefixes.clips is None:
+            clips = model.clip_prefix(batch.clip_ids, token_mask, batch.frames, self._depth)
+            prefixes = Prefixes(clips, depth=self._depth)
+        if prefixes.texts is None:
+            texts = model.text_prefix(batch.text_ids, batch.text_mask)
+            prefixes = dataclasses.replace(prefixes, texts=texts)
+        return prefixes
 
     def _embed(
         self, params: dict, frozen: dict, batch: Batch, seed: jax.Array, step: jax.Array
@@ -253,7 +261,7 @@ class StreamedStep:
         ) -> tuple[Embedded, Prefixes]:
             model = sharding.bind_whole(self._bind, self._mesh, params, frozen)
             prefixes = self._prefixes(model, batch)
-            z = embed(model, batch, self._keys(seed, step, batch), prefixes, self._depth)
+            z = embed(model, batch, self._keys(seed, step, batch), prefixes)
             return z, NOTHING_KEPT if self.keep == "never" else prefixes
 
         rows, whole = sharding.ROWS, sharding.WHOLE
@@ -329,12 +337,12 @@ class StreamedStep:
             def inner(params: dict) -> tuple[jax.Array, jax.Array]:
                 model = sharding.bind_whole(self._bind, self._mesh, params, frozen)
                 nll = jnp.float32(0.0)
+                known = stored_prefixes(model, batch) if self.keep == "never" else prefixes
                 if self._caption_weight:
-                    z, nll = embed_and_caption(
-                        model, batch, keys, self._caption_tokens, prefixes, self._depth
-                    )
+                    most = self._caption_tokens
+                    z, nll = embed_and_caption(model, batch, keys, most, known)
                 else:
-                    z = embed(model, batch, keys, prefixes, self._depth)
+                    z = embed(model, batch, keys, known)
                 # No dot product: a TPU's is one bfloat16 pass, also on the way back to `slope`.
                 pull = sum(jnp.sum(a * b) for a, b in zip(z, slope, strict=True))
                 return pull + self._caption_weight * caption_scale * nll, nll
@@ -375,9 +383,7 @@ class StreamedStep:
     def _fetch(self, prefixes: Prefixes) -> Prefixes:
         if self.keep != "host":
             return prefixes
-        return jax.tree.map(
-            lambda x: x.to_devices(), prefixes, is_leaf=lambda x: isinstance(x, OnHost)
-        )
+        return jax.tree.map(OnHost.to_devices, prefixes, is_leaf=lambda x: isinstance(x, OnHost))
 
 
 @functools.lru_cache(maxsize=1)

@@ -41,6 +41,7 @@ _FREE = (
     "data.dir",
     "data.workers",
     "data.prefetch_batches",
+    "data.feature_cache",
     "train.eval_batch",
     "train.microbatch",
     "train.keep_prefix",
@@ -56,13 +57,14 @@ _FREE = (
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprints:
-    """Hashes of what a run reads: the base checkpoint's files, and the prepared dataset."""
+    """Hashes of what a run reads: the base's files, the prepared dataset, and a feature cache."""
 
     base: str
     data: str
+    features: str = ""  # without a cache
 
     def to_json(self) -> dict[str, str]:
-        return dataclasses.asdict(self)
+        return {name: value for name, value in dataclasses.asdict(self).items() if value}
 
 
 def write_config(workdir: str | epath.Path, config: Config) -> None:
@@ -102,11 +104,11 @@ def check_resume(
         if name not in _FREE and before[name] != now[name]
     ]
     found = fingerprints.to_json()
-    files = {"base": "model.base", "data": "data.dir"}
+    files = {"base": "model.base", "data": "data.dir", "features": "data.feature_cache"}
     changed += [
         f"the files of config.{files[name]} are others than before"
-        for name, value in extra["fingerprints"].items()
-        if value != found[name]
+        for name in files
+        if extra["fingerprints"].get(name) != found.get(name)
     ]
     if changed:
         raise UserError(
@@ -127,7 +129,7 @@ def write_manifest(
     Args:
       workdir: of the run.
       config: its seeds are listed.
-      fingerprints: of base and data.
+      fingerprints: of what is read.
       restored_step: the checkpoint that this start goes on from.
       facts: further JSON values of the run, such as parameter counts.
     """

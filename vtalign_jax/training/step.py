@@ -1,5 +1,6 @@
 """One training step: embeddings of a global batch, the loss over all of them, one update."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -33,19 +34,44 @@ class Embedded(NamedTuple):
     z_text: jax.Array
 
 
-class Prefixes(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefixes:
     """The parts of a batch's passes that no trained leaf touches; None to compute them.
 
     Attributes:
       clips: see `AlignerModel.clip_prefix`, or None.
       texts: see `AlignerModel.text_prefix`, or None.
+      depth: of the clips' prefix.
     """
 
     clips: jax.Array | None = None
     texts: jax.Array | None = None
+    depth: str = dataclasses.field(default="tower", metadata={"static": True})
 
 
 NOTHING_KEPT = Prefixes()
+
+
+def stored_prefixes(model: AlignerModel, batch: Batch) -> Prefixes:
+    """Return the prefixes that a batch brings from a feature cache; nothing if it has none."""
+    features = batch.features
+    if features is None:
+        return NOTHING_KEPT
+    dtype = model.base.text_model.dtype
+    return Prefixes(
+        _decoded(features.clips, features.clip_scales, dtype),
+        _decoded(features.texts, features.text_scales, dtype),
+        features.depth,
+    )
+
+
+def _decoded(values: jax.Array | None, scales: jax.Array | None, dtype: str) -> jax.Array | None:
+    if values is None:
+        return None
+    if scales is not None:
+        values = values.astype(jnp.float32) * scales[..., None]
+    return values.astype(dtype)
 
 
 def row_keys(seed: jax.Array, step: jax.Array, identity: Identity) -> tuple[jax.Array, jax.Array]:
@@ -76,7 +102,6 @@ def embed(
     batch: Batch,
     keys: tuple = (None, None),
     prefixes: Prefixes = NOTHING_KEPT,
-    depth: str = "tower",
 ) -> Embedded:
     """Return the embeddings of a batch.
 
@@ -84,11 +109,15 @@ def embed(
       model: the aligner.
       batch: rows.
       keys: dropout keys of clips and texts, or None each.
-      prefixes: of these rows, as far as they are kept.
-      depth: of the clips' prefix.
+      prefixes: of these rows, as far as they are known.
     """
     clips = model.pooled_clips(
-        batch.clip_ids, batch.clip_mask, batch.frames, keys[0], prefix=prefixes.clips, depth=depth
+        batch.clip_ids,
+        batch.clip_mask,
+        batch.frames,
+        keys[0],
+        prefix=prefixes.clips,
+        depth=prefixes.depth,
     )
     return Embedded(model.project_clips(clips), _embed_texts(model, batch, keys, prefixes))
 
@@ -99,7 +128,6 @@ def embed_and_caption(
     keys: tuple,
     most_tokens: int,
     prefixes: Prefixes = NOTHING_KEPT,
-    depth: str = "tower",
 ) -> tuple[Embedded, jax.Array]:
     """Return what `embed` does, and the summed negative log-likelihood of the captions.
 
@@ -109,7 +137,6 @@ def embed_and_caption(
       keys: see `embed`.
       most_tokens: the most tokens of a caption that are predicted.
       prefixes: see `embed`.
-      depth: see `embed`.
     """
     clips, captions = model.captioned_clips(
         batch.clip_ids,
@@ -119,7 +146,7 @@ def embed_and_caption(
         most_tokens,
         keys[0],
         prefix=prefixes.clips,
-        depth=depth,
+        depth=prefixes.depth,
     )
     embedded = Embedded(model.project_clips(clips), _embed_texts(model, batch, keys, prefixes))
     return embedded, caption_nll(model.base.logits, captions, batch.identity.row_mask)
@@ -168,9 +195,11 @@ def make_loss(bind: Bind, config: Config, mesh: Mesh) -> Callable:
         """Return what a device makes of its rows: embeddings, and float32[1] of its captions."""
         model = sharding.bind_whole(bind, mesh, params, frozen)
         keys = row_keys(seed, step, batch.identity) if has_dropout else (None, None)
+        prefixes = stored_prefixes(model, batch)
         if not weight:
-            return embed(model, batch, keys), None
-        embedded, nll = embed_and_caption(model, batch, keys, config.data.max_text_tokens)
+            return embed(model, batch, keys, prefixes), None
+        most = config.data.max_text_tokens
+        embedded, nll = embed_and_caption(model, batch, keys, most, prefixes)
         return embedded, nll[None]
 
     def loss(params: dict, frozen: dict, batch: Batch, seed: jax.Array, step: jax.Array) -> tuple:
