@@ -15,6 +15,7 @@ from vtalign_jax.evaluation import embed
 from vtalign_jax.evaluation.choice import choice_chance, choice_metrics, make_questions
 from vtalign_jax.evaluation.embed import Embeddings, Evaluator, collect, without_adapters
 from vtalign_jax.evaluation.retrieval import chance_metrics, retrieval_metrics
+from vtalign_jax.models.aligner import unit_norm
 
 CLIPS, BATCH = 21, 8
 CONFIG = make_config(train={"eval_batch": BATCH})
@@ -91,14 +92,56 @@ def reference(shared):
     return lambda params: Embeddings(*map(np.asarray, embedded(params)))
 
 
-def test_embeddings_are_the_models_row_by_row_on_any_number_of_devices(shared, reference):
+class LinearModel(NamedTuple):
+    """Embeds seven pixels of a clip and the ids of a text as they are: compiles in no time."""
+
+    head: jax.Array
+
+    def pooled_clips(self, ids, mask, frames):
+        return frames[:, 0, 0, :7, 0].astype(jnp.float32) - 128
+
+    def pooled_texts(self, ids, mask):
+        return ids.astype(jnp.float32) - 128
+
+    def _project(self, pooled):
+        return unit_norm(pooled @ self.head)
+
+    project_clips = project_texts = _project
+
+
+def _is_slow(devices):
+    return pytest.param(devices, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("devices", [1, _is_slow(2), _is_slow(4), 8])
+def test_embeddings_are_the_models_row_by_row_on_any_number_of_devices(shared, reference, devices):
     expected = reference(shared.params)
-    alone = _make_evaluator(shared.bind, shared.split, devices=1)
-    for evaluator in (shared.evaluator, alone):
-        found = evaluator.embeddings(shared.params, shared.frozen)
-        for ours, theirs in zip(found, expected, strict=True):
-            assert ours.shape == theirs.shape
-            assert relative_error(ours, theirs) < 1e-4
+    evaluator = shared.evaluator
+    if devices != 8:
+        evaluator = _make_evaluator(shared.bind, shared.split, devices)
+    found = evaluator.embeddings(shared.params, shared.frozen)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert relative_error(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_recalls_of_21_clips_are_the_same_on_any_number_of_devices(shared, devices):
+    rng, split = np.random.default_rng(0), FakeSplit()
+    pixels = split.batch.frames[:, 0, 0, :7, 0].astype(np.int32)
+    text_ids = pixels + rng.integers(-90, 90, pixels.shape, np.int32)
+    split.batch = split.batch._replace(text_ids=text_ids)
+    head = rng.normal(size=(7, 5)).astype(np.float32)
+    evaluator = _make_evaluator(lambda values, _: LinearModel(values["head"]), split, devices)
+    scores = evaluator.score({"head": head}, {})
+    z_video, z_text = (
+        side / np.linalg.norm(side, axis=1, keepdims=True)
+        for side in ((pixels - 128) @ head, (text_ids - 128) @ head)
+    )
+    expected = retrieval_metrics(z_video, z_text, split.identity)
+    assert 0.2 < expected["recall@1"] < expected["recall@5"] < 1
+    names = [name for name in expected if "recall@" in name]
+    assert [scores[name] for name in names] == [expected[name] for name in names]
 
 
 def test_rows_are_placed_by_record_and_padding_is_dropped():
