@@ -131,7 +131,13 @@ def _torch_ways(
 
     def batches(workers: int) -> Iterator[int]:
         sampler = np.random.default_rng(0).integers(len(split), size=_CLIPS).tolist()
-        loader = DataLoader(rows, batch_size=_BATCH, sampler=sampler, num_workers=workers)
+        loader = DataLoader(
+            rows,
+            batch_size=_BATCH,
+            sampler=sampler,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,  # fork and threads do not mix
+        )
         yield from (len(batch["frames"]) for batch in loader)
 
     return {"torch": lambda: batches(0), "torch_worker": lambda: batches(1)}

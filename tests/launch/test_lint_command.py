@@ -17,7 +17,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 def _lint(*flags, code):
     command = [sys.executable, "launch/lint.py", *map(str, flags)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120
+    )
     assert done.returncode == code, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     return done
