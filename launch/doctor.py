@@ -1,6 +1,6 @@
 r"""Prove on this machine's own devices that the numbers are right, before training on them.
 
-    python launch/doctor.py [--base=DIR] [--format=json]
+    python launch/doctor.py [--base=DIR] [--json]
 
 Each check holds what the devices or the pipeline compute against something else that must give the
 same: one device, a plain loop, float64 in NumPy, the base's own chat template. One line a check:
@@ -30,7 +30,7 @@ from vtalign_jax.interop.base_files import TINY, resolve_base
 _BASE = flags.DEFINE_string("base", TINY, "directory or hub id of the base to look at")
 _BASE_WEIGHTS = flags.DEFINE_bool("base_weights", False, "run the model's checks on its weights")
 _CHECKS = flags.DEFINE_list("checks", [], f"only these, of {', '.join(CHECKS)}")
-_FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "how to print what was found")
+_JSON = flags.DEFINE_bool("json", False, "print what was found as JSON instead of lines")
 
 
 def main() -> None:
@@ -42,22 +42,21 @@ def main() -> None:
         raise UserError(f"--checks={unknown[0]} is none; the checks are {', '.join(CHECKS)}")
     processor = resolve_base(_BASE.value)
     subject = Subject(processor if _BASE_WEIGHTS.value else resolve_base(TINY), processor)
-    is_text = _FORMAT.value == "text"
-    if is_text:
+    if not _JSON.value:
         _say(f"{_machine()}; about two minutes, most of them to compile")
     checked = []
     for found in examine(subject, _CHECKS.value or CHECKS):
         checked.append(found)
-        if is_text:
+        if not _JSON.value:
             _say(found.line)
         if not found.finding.passed and jax.process_index():  # perhaps on this machine alone
             print(f"process {jax.process_index()}: {found.line}", file=sys.stderr, flush=True)
     failed = [found.name for found in checked if not found.finding.passed]
     seconds = time.perf_counter() - began
-    if is_text:
-        _say(f"{_verdict(failed, len(checked))}, after {seconds:.0f} s")
-    else:
+    if _JSON.value:
         _say(json.dumps(_as_json(checked, seconds), indent=1))
+    else:
+        _say(f"{_verdict(failed, len(checked))}, after {seconds:.0f} s")
     sys.exit(1 if failed else 0)
 
 

@@ -1,7 +1,11 @@
 r"""Plan: what a run costs and whether it fits, before a TPU is rented.
 
     python launch/plan.py --config=configs/pretrain.py --topology=v5e:4x4 \
-        [--slices=2] [--cached] [--pairs=100000 --price=1.2] [--config.train.microbatch=8]
+    if _CACHED.value and not config.data.feature_cache:
+        data = dataclasses.replace(config.data, feature_cache="not written yet")
+        config = dataclasses.replace(config, data=data)
+    # With --json nothing else stands on standard output.
+    with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
 
 Compiles the training step of the configuration for the TPU named, without one, and tells what the
 compiler says: memory by part, what the devices send each other, an estimate of time and cost.
@@ -32,7 +36,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="file of the run, such as configs/pretrain.py; --config.a.b=x overrides"
 )
 _TOPOLOGY = flags.DEFINE_string("topology", "", "generation and chips along each axis: v5e:4x4")
-_SLICES = flags.DEFINE_integer("slices", 1, "how many slices of this topology", lower_bound=1)
+_NUM_SLICES = flags.DEFINE_integer(
+    "num_slices", 1, "how many slices of this topology", lower_bound=1
+)
 _PRICE = flags.DEFINE_float("price", 0.0, "US dollars an hour of a chip, for the cost of an epoch")
 _PAIRS = flags.DEFINE_integer(
     "pairs", 0, "pairs of an epoch; by default those of config.data.dir, if it is there"
@@ -47,7 +53,7 @@ _CACHED = flags.DEFINE_bool(
 _TRIES = flags.DEFINE_integer(
     "tries", 2, "settings to compile in search of one that fits, if this does not", lower_bound=0
 )
-_FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "of what is printed")
+_JSON = flags.DEFINE_bool("json", False, "print the plan as JSON instead of a table")
 
 
 def main() -> None:
@@ -56,24 +62,24 @@ def main() -> None:
     if _CACHED.value and not config.data.feature_cache:
         data = dataclasses.replace(config.data, feature_cache="not written yet")
         config = dataclasses.replace(config, data=data)
-    # With json nothing else stands on standard output.
-    with contextlib.redirect_stdout(sys.stderr if _FORMAT.value == "json" else sys.stdout):
+    # With --json nothing else stands on standard output.
+    with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
         for line in warnings(config):
             print(f"warning: {line}", flush=True)
         found = _plan(config)
-        if _FORMAT.value == "table":
+        if not _JSON.value:
             for line in table.lines(found):
                 print(line, flush=True)
         if not found["fits"]:
             print(found["hint"], flush=True)
-    if _FORMAT.value == "json":
+    if _JSON.value:
         commandline.print_json(found)
     if not found["fits"]:
         sys.exit(1)
 
 
 def _plan(config: Config) -> dict:
-    machine = topology.describe(_TOPOLOGY.value, _SLICES.value)
+    machine = topology.describe(_TOPOLOGY.value, _NUM_SLICES.value)
     data, model = config.data, config.model
     base = find_base(model.base, data.frames, _WINDOW.value, _CLIP_TOKENS.value)
     asked = report.Asked(_pairs(config), _PRICE.value)

@@ -30,7 +30,7 @@ def test_another_mean_in_a_real_base_is_a_failed_check_in_json(tmp_path):
     settings = json.loads((base / "preprocessor_config.json").read_text())
     settings["image_mean"] = [0.48, 0.46, 0.41]
     (base / "preprocessor_config.json").write_text(json.dumps(settings))
-    flags = (f"--base={base}", "--checks=pixels,resize", "--format=json")
+    flags = (f"--base={base}", "--checks=pixels,resize", "--json")
     said = json.loads(doctor(tmp_path, *flags, code=1))
     assert (said["passed"], said["devices"], said["processes"]) == (False, 1, 1)
     pixels, resize = said["checks"]

@@ -68,7 +68,7 @@ def test_the_forward_pass_is_what_the_compiler_counts_of_an_unrolled_model(monke
     # One block a stack: the compiler counts the body of a loop once.
     config = make_config(tune={"text_blocks": 1, "connector": "frozen"}, model={"remat": "none"})
     values = HF_CONFIG | {
-        "vision_config": HF_CONFIG["vision_config"] | {"num_hidden_layers": 1, "image_size": 64},
+        "vision_config": HF_CONFIG["vision_config"] | {"num_hidden_layers": 1, "image_size": 56},
         "text_config": HF_CONFIG["text_config"] | {"num_hidden_layers": 2, "hidden_size": 128},
     }
     assembly = assemble_of(SmolVLMConfig.from_hf(values), config)
@@ -80,7 +80,7 @@ def test_the_forward_pass_is_what_the_compiler_counts_of_an_unrolled_model(monke
         return model.project_clips(clips), model.project_texts(model.pooled_texts(text, text > 0))
 
     shapes = (
-        jax.ShapeDtypeStruct((rows, 2, 64, 64, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((rows, 2, 56, 56, 3), jnp.uint8),
         jax.ShapeDtypeStruct((rows, tokens.clip), jnp.int32),
         jax.ShapeDtypeStruct((rows, tokens.text), jnp.int32),
     )
@@ -88,7 +88,7 @@ def test_the_forward_pass_is_what_the_compiler_counts_of_an_unrolled_model(monke
     counted = jax.jit(forward).lower(leaves, *shapes).cost_analysis()["flops"] / rows
     # It counts causal attention in full, and every sum and exponential as well.
     length = tokens.clip**2 + tokens.text**2
-    attention = 4.0 * 2 * 256**2 * 24 + 2 * 4.0 * length * 4 * 32
+    attention = 4.0 * 2 * 196**2 * 24 + 2 * 4.0 * length * 4 * 32
     ours = flops.forward_of_pair(assembly, tokens) + attention
     assert ours <= counted <= 1.15 * ours
 

@@ -27,9 +27,9 @@ def test_as_little_is_computed_again_as_the_free_memory_allows(gibibytes, level)
     assert chosen(gibibytes, contrastive_batch=16) == level
 
 
-def test_half_of_the_memory_is_left_to_the_prefixes_of_a_streamed_step():
-    assert chosen(22, contrastive_batch=64, microbatch=16) == "full"
-    assert chosen(27, contrastive_batch=64, microbatch=16) == "mlp"
+def test_a_streamed_step_leaves_the_memory_to_its_prefixes():
+    assert chosen(60, contrastive_batch=64, microbatch=16) == "full"
+    assert chosen(60, contrastive_batch=16, microbatch=16) == "norms"
 
 
 def test_what_the_user_says_stands_and_asks_no_device(monkeypatch):

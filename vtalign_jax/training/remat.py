@@ -34,7 +34,7 @@ def settle(config: Config, base: SmolVLMConfig, tokens: int, devices: int, free:
     if config.objective.caption_weight:
         tokens += config.data.max_text_tokens
     if config.train.is_streamed(devices):
-        free //= 2  # prefixes wait in the other half
+        free = 0  # it is the prefixes', which spare more
     left = _SHARE * free - rows * _working_bytes(config, base, tokens)
     kept = {level: rows * tokens * _kept_bytes(base, level) for level in ("norms", "mlp")}
     chosen = next((level for level, size in kept.items() if size <= left), _LEAST_MEMORY)
