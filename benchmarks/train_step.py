@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from benchmarks import random_model
 from vtalign_jax import sharding
-from vtalign_jax.array_types import Batch
+from vtalign_jax.array_types import Batch, Features
 from vtalign_jax.config import Config, MeshConfig, resolve
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.public_bases import CONFIGS, clip_tokens
@@ -29,9 +29,8 @@ from vtalign_jax.planning import flops
 from vtalign_jax.training.assemble import Assembly, assemble_of
 from vtalign_jax.training.grad_cache import StreamedStep
 from vtalign_jax.training.optim import learning_rate, make_optimizer
-from vtalign_jax.training.state import TrainState, init_state
-from vtalign_jax.training.step import Prefixes, embed, make_pair_loss, make_train_step, row_keys
-from vtalign_jax.training.update import make_update
+from vtalign_jax.training.state import init_state
+from vtalign_jax.training.step import make_train_step
 
 SIZES = {
     "tiny": random_model.SMALL,
@@ -234,50 +233,23 @@ def _make_step(
     rate = learning_rate(config.optim, _STEPS)
     if config.train.is_streamed(mesh.size):
         return StreamedStep(assembly.bind, optimizer, rate, config, mesh, lambda _: None), batch
+    step = make_train_step(assembly.bind, optimizer, rate, config, mesh)
     on_device = sharding.to_devices(batch, mesh)
-    if not shape.cached:
-        return make_train_step(assembly.bind, optimizer, rate, config, mesh), on_device
-    features = jax.jit(lambda leaves, batch: _tower(assembly, leaves, batch))
-    prefixes = features({**frozen, **_no_leaves(assembly)}, on_device)
-    step = _make_cached_step(assembly, config, mesh, optimizer, rate)
-    return step, (on_device._replace(frames=None), prefixes)
+    if shape.cached:
+        tower = jax.jit(lambda leaves, batch: _tower(assembly, leaves, batch))
+        features = tower({**frozen, **_no_leaves(assembly)}, on_device)
+        on_device = on_device._replace(frames=None, features=features)
+    return step, on_device
 
 
 def _no_leaves(assembly: Assembly) -> dict[str, jax.Array]:
     return {path: jnp.zeros(x.shape, x.dtype) for path, x in assembly.trainable.items()}
 
 
-def _tower(assembly: Assembly, leaves: dict, batch: Batch) -> Prefixes:
-    model = assembly.bind(leaves)
-    return Prefixes(model.clip_prefix(batch.clip_ids, batch.clip_mask, batch.frames, "tower"))
-
-
-def _make_cached_step(
-    assembly: Assembly,
-    config: Config,
-    mesh: Mesh,
-    optimizer: optax.GradientTransformation,
-    rate: optax.Schedule,
-) -> Callable:
-    """Return the direct step for batches that carry the tower's features."""
-    pair_loss, update = make_pair_loss(config.objective, mesh), make_update(optimizer, rate)
-
-    def loss(params: dict, frozen: dict, given: tuple, state: TrainState) -> tuple:
-        batch, prefixes = given
-        keys = (None, None)
-        if config.tune.dropout:
-            keys = row_keys(state.seed, state.step, batch.identity)
-        model = assembly.bind(params | frozen)
-        embedded = embed(model, batch, keys, prefixes)
-        return pair_loss(model, embedded, batch.identity, state.seed, state.step)
-
-    def step(state: TrainState, frozen: dict, given: tuple) -> tuple:
-        differentiate = jax.value_and_grad(loss, has_aux=True)
-        (value, metrics), gradient = differentiate(state.params, frozen, given, state)
-        state, updated = update(state, value, gradient)
-        return state, {"loss": value} | metrics | updated
-
-    return jax.jit(step, donate_argnums=0)
+def _tower(assembly: Assembly, leaves: dict, batch: Batch) -> Features:
+    model, depth = assembly.bind(leaves), "tower"
+    clips = model.clip_prefix(batch.clip_ids, batch.clip_mask, batch.frames, depth)
+    return Features(clips, None, None, None, depth)
 
 
 def _our_way(shape: Shape, batch: Batch, recompute: bool) -> Way:

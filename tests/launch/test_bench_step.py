@@ -6,34 +6,14 @@ import pytest
 
 from benchmarks import train_step
 from tests.commands import one_error_line, run
+from tests.tiny_aligner import HF_CONFIG
 from vtalign_jax.interop.peft import adapter_keys, adapter_tensors
 from vtalign_jax.interop.weights import hugging_face_sources
 from vtalign_jax.models.configuration import SmolVLMConfig
 from vtalign_jax.planning import flops
 from vtalign_jax.training.assemble import assemble_of
 
-VALUES = {
-    "model_type": "smolvlm",
-    "image_token_id": 3,
-    "scale_factor": 2,
-    "vision_config": {
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "patch_size": 4,
-        "image_size": 16,
-    },
-    "text_config": {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 56,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 97,
-    },
-}
+VALUES = HF_CONFIG | {"text_config": HF_CONFIG["text_config"] | {"vocab_size": 97}}
 SHAPE = train_step.Shape(VALUES, pairs=4, frames=2, text_tokens=9, dtype="float32", dropout=0.0)
 STEPS = 4
 

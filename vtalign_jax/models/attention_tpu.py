@@ -11,6 +11,7 @@ the backward pass; whole rows fit in VMEM here, so that the softmax is the plain
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -152,11 +153,40 @@ def _split(shape: _Shape, refs: tuple) -> tuple:
     return (refs[0], refs[1:]) if shape.has_mask else (None, refs)
 
 
-def _columns(shape: _Shape, head: int) -> tuple[slice, list[slice]]:
-    """Return the columns of a key-value head, and of the query heads that read it."""
-    size = shape.size
-    readers = range(head * shape.groups, (head + 1) * shape.groups)
-    return slice(head * size, (head + 1) * size), [slice(n * size, (n + 1) * size) for n in readers]
+class _Part(NamedTuple):
+    """A block of queries of one head, and the keys and values that it reads.
+
+    Attributes:
+      rows: of the queries.
+      head: columns of the query head.
+      keys: rows of the keys.
+      key_head: columns of the key-value head.
+      k: float[keys, H].
+      v: float[keys, H].
+      mask: bool[rows, keys], or None.
+    """
+
+    rows: slice
+    head: slice
+    keys: slice
+    key_head: slice
+    k: Array
+    v: Array
+    mask: Array | None
+
+
+def _parts(shape: _Shape, mask_ref: Array | None, k_ref: Array, v_ref: Array) -> Iterator[_Part]:
+    """Yield all that an instance computes, one product of queries and keys after the other."""
+    size, groups = shape.size, shape.groups
+    for block in shape.blocks():
+        first, end, last_key = block
+        mask, keys = shape.visible(mask_ref, block), slice(last_key)
+        for number in range(shape.heads):
+            columns = slice(number * size, (number + 1) * size)
+            k, v = k_ref[0, keys, columns], v_ref[0, keys, columns]
+            for reader in range(number * groups, (number + 1) * groups):
+                head = slice(reader * size, (reader + 1) * size)
+                yield _Part(slice(first, end), head, keys, columns, k, v, mask)
 
 
 def _probabilities(q: Array, k: Array, mask: Array | None) -> Array:
@@ -176,36 +206,25 @@ def _product(a: Array, b: Array, axes: tuple[int, int]) -> Array:
 
 def _forward(shape: _Shape, *refs: Array) -> None:
     mask_ref, (q_ref, k_ref, v_ref, out_ref) = _split(shape, refs)
-    for block in shape.blocks():
-        first, end, keys = block
-        mask = shape.visible(mask_ref, block)
-        for head in range(shape.heads):
-            columns, readers = _columns(shape, head)
-            k, v = k_ref[0, :keys, columns], v_ref[0, :keys, columns]
-            for of_query in readers:
-                weights = _probabilities(q_ref[0, first:end, of_query], k, mask)
-                mixed = _product(weights.astype(v.dtype), v, (1, 0))
-                out_ref[0, first:end, of_query] = mixed.astype(out_ref.dtype)
+    for part in _parts(shape, mask_ref, k_ref, v_ref):
+        weights = _probabilities(q_ref[0, part.rows, part.head], part.k, part.mask)
+        mixed = _product(weights.astype(part.v.dtype), part.v, (1, 0))
+        out_ref[0, part.rows, part.head] = mixed.astype(out_ref.dtype)
 
 
 def _backward(shape: _Shape, *refs: Array) -> None:
     mask_ref, refs = _split(shape, refs)
     q_ref, k_ref, v_ref, cotangent_ref, dq_ref, dk_ref, dv_ref, dk_sum, dv_sum = refs
     dk_sum[...], dv_sum[...] = jnp.zeros_like(dk_sum), jnp.zeros_like(dv_sum)
-    for block in shape.blocks():
-        first, end, keys = block
-        mask = shape.visible(mask_ref, block)
-        for head in range(shape.heads):
-            columns, readers = _columns(shape, head)
-            k, v = k_ref[0, :keys, columns], v_ref[0, :keys, columns]
-            for of_query in readers:
-                q, cotangent = (x[0, first:end, of_query] for x in (q_ref, cotangent_ref))
-                weights = _probabilities(q, k, mask)
-                slope = _product(cotangent, v, (1, 1))  # [rows, keys]
-                slope -= jnp.sum(slope * weights, axis=-1, keepdims=True)
-                slope = (slope * weights * shape.size**-0.5).astype(q.dtype)
-                dv_sum[:keys, columns] += _product(weights.astype(v.dtype), cotangent, (0, 0))
-                dk_sum[:keys, columns] += _product(slope, q, (0, 0))
-                dq_ref[0, first:end, of_query] = _product(slope, k, (1, 0)).astype(dq_ref.dtype)
+    for part in _parts(shape, mask_ref, k_ref, v_ref):
+        q, cotangent = (x[0, part.rows, part.head] for x in (q_ref, cotangent_ref))
+        weights = _probabilities(q, part.k, part.mask)
+        slope = _product(cotangent, part.v, (1, 1))  # [rows, keys]
+        slope -= jnp.sum(slope * weights, axis=-1, keepdims=True)
+        slope = (slope * weights * shape.size**-0.5).astype(q.dtype)
+        summed = part.keys, part.key_head
+        dv_sum[summed] += _product(weights.astype(part.v.dtype), cotangent, (0, 0))
+        dk_sum[summed] += _product(slope, q, (0, 0))
+        dq_ref[0, part.rows, part.head] = _product(slope, part.k, (1, 0)).astype(dq_ref.dtype)
     dk_ref[0] = dk_sum[...].astype(dk_ref.dtype)
     dv_ref[0] = dv_sum[...].astype(dv_ref.dtype)

@@ -33,10 +33,10 @@ def settle(config: Config, base: SmolVLMConfig, tokens: int, devices: int, free:
     rows = config.train.rows_at_once(devices)
     if config.objective.caption_weight:
         tokens += config.data.max_text_tokens
-    if config.train.is_streamed(devices):
-        free = 0  # it is the prefixes', which spare more
     left = _SHARE * free - rows * _working_bytes(config, base, tokens)
-    kept = {level: rows * tokens * _kept_bytes(base, level) for level in ("norms", "mlp")}
+    # What a streamed step has left is its prefixes', which spare more.
+    levels = () if config.train.is_streamed(devices) else ("norms", "mlp")
+    kept = {level: rows * tokens * _kept_bytes(base, level) for level in levels}
     chosen = next((level for level, size in kept.items() if size <= left), _LEAST_MEMORY)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=chosen))
 
