@@ -6,10 +6,9 @@ size, `E` embedding, `R` LoRA rank, `L` stacked layers, `A` ancestors, `G` a tex
 signature. In every `*_mask`, True is real.
 """
 
+import contextlib
 import dataclasses
 from typing import Any, NamedTuple
-
-import jax
 
 Array = Any  # numpy.ndarray on the host, jax.Array (or a tracer) on the device.
 
@@ -49,7 +48,6 @@ class Identity(NamedTuple):
     signature: Array
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Features:
     """What the frozen part of the model makes of a batch, read from disk instead of computed.
@@ -69,6 +67,12 @@ class Features:
     texts: Array | None
     text_scales: Array | None
     depth: str = dataclasses.field(metadata={"static": True})
+
+
+with contextlib.suppress(ModuleNotFoundError):  # exports are verified where there is no JAX, too
+    import jax
+
+    jax.tree_util.register_dataclass(Features)
 
 
 class Batch(NamedTuple):

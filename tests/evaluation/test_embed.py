@@ -97,10 +97,10 @@ class LinearModel(NamedTuple):
 
     head: jax.Array
 
-    def pooled_clips(self, ids, mask, frames):
+    def pooled_clips(self, ids, mask, frames, prefix, depth):
         return frames[:, 0, 0, :7, 0].astype(jnp.float32) - 128
 
-    def pooled_texts(self, ids, mask):
+    def pooled_texts(self, ids, mask, prefix):
         return ids.astype(jnp.float32) - 128
 
     def _project(self, pooled):

@@ -170,7 +170,7 @@ def test_checkpoints_hold_no_frozen_leaf(finished):
         assert re.search(rf"({trained}|\b({counter}))\W*$", name), name
 
 
-@pytest.mark.parametrize("line", ["clips to train on", "compiling it first"])
+@pytest.mark.parametrize("line", ["clips to train on", "compiling that first"])
 def test_sigterm_before_the_first_step_ends_at_once_and_loses_nothing(tmp, dataset, line):
     """A preempted machine is gone before a large model is compiled."""
     workdir = tmp / f"early_{len(line)}"

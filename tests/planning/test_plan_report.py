@@ -8,7 +8,7 @@ import pytest
 from tests.tiny_aligner import HF_CONFIG, make_config
 from vtalign_jax import sharding
 from vtalign_jax.models.configuration import SmolVLMConfig
-from vtalign_jax.planning import memory, report, table, topology
+from vtalign_jax.planning import memory, programs, report, table, topology
 from vtalign_jax.planning.abstract import Base, make_given
 from vtalign_jax.training.assemble import assemble_of
 
@@ -59,9 +59,11 @@ def test_the_loss_gathers_embeddings_and_the_gradient_is_reduced_once(direct):
     assert {row["net"] for row in direct["collectives"]} == {"ICI"}
 
 
-def test_time_and_cost_follow_from_the_cycles(direct):
+def test_time_and_cost_follow_from_the_cycles_and_the_kernels(direct):
     assert direct["cycles"] > 1000
-    assert direct["compute_seconds"] == pytest.approx(direct["cycles"] / 1.5e9)
+    assert direct["kernel_seconds"] > 0  # attention
+    computing = direct["cycles"] / 1.5e9 + direct["kernel_seconds"]
+    assert direct["compute_seconds"] == pytest.approx(computing)
     assert direct["step_seconds"] == direct["compute_seconds"] + direct["ici_seconds"]
     assert direct["pairs_per_second"] == pytest.approx(8 / direct["step_seconds"])
     assert direct["frames_per_second"] == pytest.approx(16 / direct["step_seconds"])
@@ -131,3 +133,11 @@ def test_a_cached_step_computes_nothing_below_its_features():
         assert after["flops_per_pair"][kind] < before["flops_per_pair"][kind]
     assert after["read_bytes_per_clip"] == 2 * (14 + 8) * 32  # bfloat16, of clip and text
     assert "MB/s of features (depth decoder, bfloat16)" in "\n".join(table.lines(after))
+
+
+def test_a_kernel_takes_its_operations_or_its_bytes_the_longer():
+    chip = topology.chip_of("TPU v5 lite")
+    computing = programs.Kernel(3, flops=197 * 10**9, bytes=1).seconds(chip, 1)
+    assert computing == pytest.approx(3 * 1e-3 / 0.6)
+    moving = programs.Kernel(2, flops=1, bytes=82 * 10**7).seconds(chip, 2)
+    assert moving == pytest.approx(2 * 2 * 1e-3)
