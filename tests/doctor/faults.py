@@ -13,7 +13,7 @@ from vtalign_jax.interop import tokens
 from vtalign_jax.models import aligner, attention, text
 from vtalign_jax.objectives import info_nce, negatives
 from vtalign_jax.pipeline import transforms
-from vtalign_jax.training import grad_cache
+from vtalign_jax.training import grad_cache, step
 from vtalign_jax.training.grad_cache import StreamedStep
 
 
@@ -184,6 +184,16 @@ def turn_gathered_rows(patch):
     patch.setattr(jax.lax, "all_gather", turned)
 
 
+def read_features_of_the_next_clip(patch):
+    decoded = step._decoded
+
+    def turned(values, scales, dtype):
+        found = decoded(values, scales, dtype)
+        return None if found is None else jnp.roll(found, 1, axis=0)
+
+    patch.setattr(step, "_decoded", turned)
+
+
 MODEL = {"padding_rows", "devices", "microbatches", "scans", "scans_bfloat16"}
 FAULTS = {
     "gradient times devices": Fault(scale_gradient_by_devices, {"devices", "loss"}),
@@ -200,6 +210,7 @@ FAULTS = {
     "loss in bfloat16": Fault(multiply_in_bfloat16, {"loss"}, MODEL),
     "dropout by place": Fault(draw_dropout_by_place_in_the_microbatch, {"microbatches"}),
     "microbatches left out": Fault(leave_microbatches_out, {"microbatches"}),
+    "features of the next clip": Fault(read_features_of_the_next_clip, {"features"}),
     "another mean": Fault(normalise_by_another_mean, {"pixels"}),
     "bicubic": Fault(resize_by_bicubic, {"resize"}),
     "stored frames bilinear": Fault(shrink_stored_frames_by_half_pixel_bilinear, {"resize"}),

@@ -39,6 +39,7 @@ QUICK_LIGHT = {
     "attends to padding": ({"padding_tokens"}, ()),
     "gradient times devices": ({"devices"}, ("on_one",)),
     "microbatches left out": ({"microbatches"}, ("on_all",)),
+    "features of the next clip": ({"features"}, ("on_one",)),
 }
 PLAN = ObjectiveConfig()
 MADE = ("batch", "leaves", "real_rows", "bind", "config")  # by nothing that these faults are in

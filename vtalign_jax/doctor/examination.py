@@ -24,6 +24,7 @@ CHECKS: dict[str, Callable[[Subject], Finding]] = {
     "padding_rows": model_checks.padding_rows,
     "devices": model_checks.devices,
     "microbatches": model_checks.microbatches,
+    "features": model_checks.features,
     "scans": model_checks.scans,
     "scans_bfloat16": model_checks.scans_bfloat16,
 }

@@ -6,12 +6,14 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from vtalign_jax.array_types import Batch
+from vtalign_jax.array_types import Batch, Features
 from vtalign_jax.config import Config
 from vtalign_jax.doctor import reference, unrolled
 from vtalign_jax.doctor.figures import Finding, relative_distance, relative_error, worst
 from vtalign_jax.doctor.subject import FRAMES, SEED, Stepped, Subject
 from vtalign_jax.evaluation.embed import Embeddings
+from vtalign_jax.feature_cache.cost import make_layout
+from vtalign_jax.feature_cache.write import make_encode
 from vtalign_jax.objectives import negatives
 from vtalign_jax.training.assemble import assemble
 from vtalign_jax.training.step import make_loss
@@ -51,6 +53,22 @@ def microbatches(subject: Subject) -> Finding:
         f"{rows} rows a device streamed by {subject.config.train.microbatch} with all at once"
     )
     return _steps_apart(compared, subject.streamed, subject.on_all)
+
+
+def features(subject: Subject) -> Finding:
+    """The step from the tower's features, packed as a feature cache has them, with frames."""
+    batch, frames = subject.batch, subject.batch.frames
+    layout = make_layout("tower", "float32", assemble(subject.config).base)
+    with jax.default_matmul_precision("highest"):
+        leaves = {path: x for part in subject.on(subject.alone) for path, x in part.items()}
+        values, scales, _ = make_encode(subject.bind, layout)(
+            leaves, frames.reshape(-1, *frames.shape[2:])
+        )
+    packed = layout.pack(*jax.device_get((values, scales)))
+    of_clips = packed.reshape(*frames.shape[:2], *packed.shape[1:])
+    read = Features(*layout.unpack(of_clips), None, None, layout.depth)
+    cached = subject.step(subject.alone, batch._replace(frames=None, features=read))
+    return _steps_apart("cached features of the tower with frames", cached, subject.on_one)
 
 
 def padding_rows(subject: Subject) -> Finding:

@@ -197,7 +197,7 @@ class _Records:
         self._rows = -(-clips // devices) * devices
         split, no_cache = target.split, ClipCache(0)
         self._row_maker = RowMaker(split, machine.tokenizer, config, no_cache, train=train)
-        self._encode = _make_encode(machine.bind, target.layout)
+        self._encode = make_encode(machine.bind, target.layout)
         self.worst_error = 0.0
 
     def of(self, numbers: range) -> Iterator[bytes]:
@@ -246,8 +246,13 @@ class _Records:
 
 
 @functools.lru_cache(maxsize=1)
-def _make_encode(bind: Bind, layout: Layout) -> Callable[..., tuple]:
-    """Return the jitted function of arrays and frames, or rows, to what `_stored` returns."""
+def make_encode(bind: Bind, layout: Layout) -> Callable[..., tuple]:
+    """Return the jitted function from the model's arrays and its input to what is stored.
+
+    Its input is frames, uint8[N, H, W, 3], or, of depth "decoder", a batch of `Row`s. It returns
+    values [..., width] in the layout's dtype, the scales of int8 [...] or None, and the root mean
+    square of the rounding by that of the values, float32[].
+    """
 
     def by_frame(leaves: Mapping[str, jax.Array], frames: jax.Array) -> tuple:
         """Features of uint8[N, H, W, 3]: [N, vectors, width]."""
