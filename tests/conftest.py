@@ -3,7 +3,10 @@
 Tests of the sample data are left out where there are none, and said to be.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 from tests.samples import SAMPLES
 
@@ -14,10 +17,16 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         *os.environ.get("XLA_FLAGS", "").split(),
         f"--xla_force_host_platform_device_count={DEVICES}",
-        # Half the compile time. Commands that tests start as processes compile as users' do.
+        # Half the compile time; the demo compiles as users' runs do.
         "--xla_backend_optimization_level=0",
     ]
 )
+# What one test has compiled, another test, worker or command reads.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vtalign_jax_compiled_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would download must fail instead
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

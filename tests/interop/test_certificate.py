@@ -161,7 +161,7 @@ def test_export_then_verify_where_there_is_no_jax_and_push(smolvlm, dataset, tmp
     workdir = smolvlm.parent / "run"
     out = tmp_path / "out"
     arguments = (f"--checkpoint={workdir}", f"--out={out}", f"--dataset={dataset}")
-    output = run(tmp_path, "launch/export.py", *arguments)
+    output = run("launch/export.py", *arguments)
     assert f"checkpoints/7 (the best of {workdir}: val/recall@5 0.7500)" in output
     assert "lowest cosine 1.00000" in output
     assert output.splitlines()[-1] == f"next: python launch/evaluate.py --checkpoint={out}"
@@ -184,7 +184,7 @@ sys.argv = ["export.py", "--verify={out}", "--push_to_hub=org/name", "--private"
 runpy.run_path("launch/export.py", run_name="__main__")
 """
     with fake_hub() as served:
-        output = run(tmp_path, "-c", script, PYTHONPATH=str(ROOT), **served.environment())
+        output = run("-c", script, PYTHONPATH=str(ROOT), **served.environment())
         assert f"comparing recall on the 6 clips of {dataset}" in output
         assert f"verified; the figures are in {out / 'README.md'}" in output
         assert output.splitlines()[-1] == f"pushed to {served.address}/org/name"
@@ -241,7 +241,7 @@ try:
 except made["UserError"] as error:
     print(error)
 """
-        assert expected in run(tmp_path, "-c", script, PYTHONPATH=str(ROOT))
+        assert expected in run("-c", script, PYTHONPATH=str(ROOT))
 
 
 def test_user_errors_end_with_one_line_and_code_2(tmp_path):
@@ -253,6 +253,6 @@ def test_user_errors_end_with_one_line_and_code_2(tmp_path):
         (("--push_to_hub=name",), "give organisation/name"),
         ((f"--verify={tmp_path}", f"--out={tmp_path}/out"), "--verify writes no export"),
     ):
-        assert message in one_error_line(run(tmp_path, "launch/export.py", *arguments, code=2))
+        assert message in one_error_line(run("launch/export.py", *arguments, code=2))
     with pytest.raises(UserError, match="not an export"):
         certificate.verify(tmp_path)

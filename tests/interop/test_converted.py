@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
     }
     tensors["lm_head.weight"] = tensors["model.text_model.embed_tokens.weight"][::-1].copy()
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    said = run(root, "launch/convert.py", f"--base={base}", f"--out={out}")
+    said = run("launch/convert.py", f"--base={base}", f"--out={out}")
     assert f"--config=configs/pretrain.py --config.model.base={out}" in said.splitlines()[-1]
     return base, out
 
@@ -165,6 +165,6 @@ def test_arrays_that_the_model_has_no_place_for_are_listed(copy):
 
 def test_converting_a_converted_base_is_refused_and_leaves_nothing(folders, tmp_path):
     flags = f"--base={folders[1]}", f"--out={tmp_path}/new"
-    said = one_error_line(run(tmp_path, "launch/convert.py", *flags, code=2))
+    said = one_error_line(run("launch/convert.py", *flags, code=2))
     assert "is converted already" in said
     assert not (tmp_path / "new").exists()

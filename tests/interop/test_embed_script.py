@@ -61,7 +61,7 @@ def test_the_folder_alone_embeds_with_torch_and_transformers(export_of, tmp_path
     assert ("peft" in hidden) == (form == MERGED)
     folder = str(export_of(form))
     start = f"{hiding(*hidden)}\nimport os\nos.chdir({folder!r})\nsys.path.insert(0, {folder!r})"
-    output = run(tmp_path, "-c", start + _SCRIPT)
+    output = run("-c", start + _SCRIPT)
     *errors, leaked = json.loads(output.splitlines()[-1])
     assert max(errors) < 1e-5
     assert leaked == []

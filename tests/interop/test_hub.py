@@ -40,7 +40,7 @@ def exported(tmp_path):
 
 def _push(served, tmp_path, folder, *pushes):
     command = [sys.executable, "-c", _SCRIPT, str(folder), json.dumps(pushes)]
-    env = environment(tmp_path, PYTHONPATH=str(ROOT), **served.environment())
+    env = environment(PYTHONPATH=str(ROOT), **served.environment())
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert TOKEN not in done.stdout + done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

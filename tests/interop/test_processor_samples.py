@@ -44,7 +44,7 @@ sys.argv = ["processor_inputs.py", "{SAMPLES / "sign_recordings"}", "{base}", "{
 runpy.run_path("tests/interop/processor_inputs.py", run_name="__main__")
 assert not hidden & set(sys.modules), hidden & set(sys.modules)
 """
-    run(base, "-c", script, PYTHONPATH=str(ROOT))
+    run("-c", script, PYTHONPATH=str(ROOT))
     with np.load(out) as arrays:
         return dict(arrays)
 

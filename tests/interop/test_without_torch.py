@@ -30,7 +30,7 @@ finally:
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        env=environment(tmp_path) | {"PYTHONPATH": str(ROOT), "HF_TOKEN": "hf_any"},
+        env=environment() | {"PYTHONPATH": str(ROOT), "HF_TOKEN": "hf_any"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -8,7 +8,7 @@ from tests import commands
 def make_small_recordings(tmp: pathlib.Path) -> pathlib.Path:
     """Return a folder with videos and annotations of 1 training and 2 validation recordings."""
     recordings = tmp / "recordings"
-    commands.run(tmp, "data/demo/make_demo.py", f"--out={recordings}", "--train=1", "--val=2")
+    commands.run("data/demo/make_demo.py", f"--out={recordings}", "--train=1", "--val=2")
     return recordings
 
 
@@ -27,5 +27,5 @@ def prepare_arguments(recordings: object, out: object) -> list[str]:
 def make_small_dataset(tmp: pathlib.Path) -> pathlib.Path:
     """Return a dataset of these recordings: 24 clips to train on."""
     out = tmp / "dataset"
-    commands.run(tmp, "launch/prepare.py", *prepare_arguments(make_small_recordings(tmp), out))
+    commands.run("launch/prepare.py", *prepare_arguments(make_small_recordings(tmp), out))
     return out

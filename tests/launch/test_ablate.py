@@ -59,7 +59,7 @@ def finished(tmp, dataset):
     """Return the folder and the output of two presets with one seed."""
     out = tmp / "finished"
     more = ["--presets=plan,infonce", "--seeds=3"]
-    return out, commands.run(tmp, *arguments(dataset, out, *more))
+    return out, commands.run(*arguments(dataset, out, *more))
 
 
 def rows_of(workdir):
@@ -90,7 +90,7 @@ def test_presets_are_trained_and_compared(finished):
 def test_another_seed_is_added_and_finished_runs_are_not_run_again(tmp, dataset, finished):
     out, _ = finished
     before = (out / "plan-3" / "manifest.json").read_text()
-    output = commands.run(tmp, *arguments(dataset, out, "--presets=plan", "--seeds=3,5"))
+    output = commands.run(*arguments(dataset, out, "--presets=plan", "--seeds=3,5"))
     assert "2 runs in" in output
     assert "1 of them finished before" in output
     assert (out / "plan-3" / "manifest.json").read_text() == before
@@ -103,7 +103,7 @@ def test_another_seed_is_added_and_finished_runs_are_not_run_again(tmp, dataset,
 def test_a_run_of_another_configuration_in_the_way_is_named(tmp, dataset, finished):
     out, _ = finished
     more = ["--presets=plan", "--seeds=3", "--config.tune.rank=3"]
-    line = commands.one_error_line(commands.run(tmp, *arguments(dataset, out, *more), code=2))
+    line = commands.one_error_line(commands.run(*arguments(dataset, out, *more), code=2))
     assert "config.tune.rank was 2 and is now 3" in line
 
 
@@ -112,7 +112,7 @@ def test_a_failing_run_ends_the_command_with_its_error(tmp, dataset):
     out.mkdir()
     (out / "0.3-0").write_text("in the way")
     more = ["--vary=objective.same_recording_weight=0.3,0.4", "--seeds=0"]
-    line = commands.one_error_line(commands.run(tmp, *arguments(dataset, out, *more), code=2))
+    line = commands.one_error_line(commands.run(*arguments(dataset, out, *more), code=2))
     assert line.startswith(f"error: {out}/0.3-0: cannot write to --workdir")
     assert not (out / "0.4-0").exists()
 
@@ -120,7 +120,7 @@ def test_a_failing_run_ends_the_command_with_its_error(tmp, dataset):
 def test_sigterm_reaches_the_run_and_the_same_command_goes_on(tmp, dataset):
     out = tmp / "terminated"
     command = arguments(dataset, out, "--presets=plan", "--seeds=0", "--config.train.epochs=40")
-    process = commands.start(tmp, *command)
+    process = commands.start(*command)
     metrics = out / "plan-0" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and '"step": 3,' in metrics.read_text()):
@@ -148,7 +148,7 @@ def test_sigterm_reaches_the_run_and_the_same_command_goes_on(tmp, dataset):
 )
 def test_a_users_mistake_ends_in_one_line_before_anything_runs(tmp, dataset, more, told):
     out = tmp / "mistaken"
-    output = commands.run(tmp, *arguments(dataset, out, *more), code=2)
+    output = commands.run(*arguments(dataset, out, *more), code=2)
     assert told in commands.one_error_line(output)
     assert not out.exists()
 
@@ -164,4 +164,4 @@ config = manifest.read_config("{out}/plan-3")
 assert ablation.find_reached(run).step == 2
 assert not xla_bridge.backends_are_initialized()
 """
-    commands.run(tmp, "-c", script)
+    commands.run("-c", script)

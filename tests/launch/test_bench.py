@@ -57,7 +57,7 @@ def test_input_is_measured_on_one_core_beside_torch(recordings, tmp_path):
     )
     write_dataset(plan, str(tmp_path / "dataset"), Machines(), Listeners())
     flags = f"--dataset={tmp_path}/dataset", "--repeats=1"
-    (line,) = run(tmp_path, "launch/bench.py", "input", *flags).splitlines()
+    (line,) = run("launch/bench.py", "input", *flags).splitlines()
     row = json.loads(line)
     rates = row["clips_a_second_a_core"]
     assert rates.keys() == {"threads", "worker", "torch", "torch_worker"}
@@ -70,7 +70,7 @@ def test_input_is_measured_on_one_core_beside_torch(recordings, tmp_path):
 
 def test_a_part_that_is_missing_unknown_or_too_many_is_one_line(tmp_path):
     for parts in ((), ("everything",)):
-        said = one_error_line(run(tmp_path, "launch/bench.py", *parts, code=2))
+        said = one_error_line(run("launch/bench.py", *parts, code=2))
         assert "say which part: prepare" in said
-    extra = one_error_line(run(tmp_path, "launch/bench.py", "prepare", "more", code=2))
+    extra = one_error_line(run("launch/bench.py", "prepare", "more", code=2))
     assert "unexpected argument 'more'" in extra

@@ -19,7 +19,7 @@ def base(tmp_path_factory):
 
 
 def _row(tmp_path, *flags):
-    return json.loads(run(tmp_path, "launch/bench.py", "load", *flags).splitlines()[-1])
+    return json.loads(run("launch/bench.py", "load", *flags).splitlines()[-1])
 
 
 def test_three_ways_of_loading_are_measured_and_the_scratch_folder_is_emptied(base, tmp_path):
@@ -44,7 +44,7 @@ def test_forward_passes_are_compared_layer_by_layer(base, tmp_path):
 
 
 def test_a_scratch_folder_that_is_none_is_one_line(tmp_path):
-    said = one_error_line(run(tmp_path, "launch/bench.py", "load", "--scratch=/nowhere", code=2))
+    said = one_error_line(run("launch/bench.py", "load", "--scratch=/nowhere", code=2))
     assert "--scratch=/nowhere is no folder" in said
 
 

@@ -36,13 +36,11 @@ def test_a_signature_that_tells_nothing_gets_one_list_right():
 
 
 def test_similarity_is_measured_for_lexical_signatures_and_a_base(tmp_path):
-    printed = run(tmp_path, "launch/bench.py", "similarity", "--base=tiny")
+    printed = run("launch/bench.py", "similarity", "--base=tiny")
     rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     assert [row["signature"] for row in rows][-2:] == ["base, pooled", "base, signature"]
     assert len(rows) == 7
     # Overlap of letters or words is no measure of meaning.
     assert all(row["paraphrase_is_closer"] < 0.5 for row in rows[:5])
-    said = one_error_line(
-        run(tmp_path, "launch/bench.py", "similarity", "--sentence_model=nowhere", code=2)
-    )
+    said = one_error_line(run("launch/bench.py", "similarity", "--sentence_model=nowhere", code=2))
     assert "--sentence_model" in said

@@ -102,12 +102,12 @@ def test_a_row_says_rates_of_the_work_that_was_done():
 
 def test_the_peer_has_no_other_loss(tmp_path):
     flags = "--size=tiny", "--peer", "--losses=itm"
-    said = one_error_line(run(tmp_path, "launch/bench.py", "step", *flags, code=2))
+    said = one_error_line(run("launch/bench.py", "step", *flags, code=2))
     assert "leave out --losses" in said
 
 
 def test_nothing_that_reads_data_or_checkpoints_is_imported(tmp_path):
-    said = run(tmp_path, "-c", "import sys, benchmarks.train_step; print(*sys.modules)")
+    said = run("-c", "import sys, benchmarks.train_step; print(*sys.modules)")
     loaded = {name.split(".")[0] for name in said.split()}
     unwanted = {"grain", "orbax", "tensorflow_datasets", "ml_collections", "torch", "tokenizers"}
     assert loaded & (unwanted | {"PIL", "pyarrow", "av", "tensorboardX"}) == set()

@@ -31,7 +31,7 @@ def bucket(gcs, tmp):
 
 
 def run(tmp, *arguments, **more) -> str:
-    return commands.run(tmp, *arguments, XDG_CACHE_HOME=str(tmp / "cache"), **(QUICK | more))
+    return commands.run(*arguments, XDG_CACHE_HOME=str(tmp / "cache"), **(QUICK | more))
 
 
 def train_arguments(bucket, workdir: str) -> list[str]:
@@ -64,7 +64,7 @@ def steps_of(bucket, workdir: str) -> list[int]:
 def stopped(bucket, tmp):
     """What a run printed that got SIGTERM after step 4."""
     environment = QUICK | {"XDG_CACHE_HOME": str(tmp / "cache")}
-    process = commands.start(tmp, *train_arguments(bucket, "runs/a"), **environment)
+    process = commands.start(*train_arguments(bucket, "runs/a"), **environment)
     wait_for_step(process, bucket, "runs/a", 4)
     process.send_signal(signal.SIGTERM)
     [(code, output)] = finish([process])

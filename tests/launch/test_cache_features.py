@@ -51,7 +51,7 @@ def test_two_processes_say_what_it_costs_and_write_their_own_files(written):
 @pytest.fixture(scope="module")
 def plain(tmp, dataset):
     """The rows of an uncached run."""
-    commands.run(tmp, *train_arguments(dataset, tmp / "plain", SHORT))
+    commands.run(*train_arguments(dataset, tmp / "plain", SHORT))
     return rows(tmp / "plain")
 
 
@@ -67,11 +67,11 @@ def check(workdir, expected):
 def test_a_cached_run_has_the_losses_and_recall_of_an_uncached_one(tmp, dataset, written, plain):
     cached = tmp / "cached"
     more = [SHORT, f"--config.data.feature_cache={written[2]}"]
-    output = commands.run(tmp, *train_arguments(dataset, cached, *more))
+    output = commands.run(*train_arguments(dataset, cached, *more))
     assert "reading features (tower, float32) instead of frames" in output
     check(cached, plain)
 
-    output = commands.run(tmp, "launch/evaluate.py", f"--checkpoint={cached}", "--json")
+    output = commands.run("launch/evaluate.py", f"--checkpoint={cached}", "--json")
     assert "reading features" in output
     result, _ = json.JSONDecoder().raw_decode(output[output.index("{\n") :])
     evaluated = result["rows"]["checkpoint"]
@@ -86,15 +86,15 @@ def test_a_cached_run_killed_in_an_epoch_ends_as_an_uncached_one(tmp, dataset, w
     killed = tmp / "killed"
     saved = killed / "checkpoints" / "4"  # the first step of the second epoch
     arguments = train_arguments(dataset, killed, SHORT, f"--config.data.feature_cache={written[2]}")
-    process = commands.start(tmp, *arguments)
+    process = commands.start(*arguments)
     kill_when(process, saved.exists)
-    output = commands.run(tmp, *arguments, "--config.data.workers=1")
+    output = commands.run(*arguments, "--config.data.workers=1")
     assert "resuming after step 4" in output
     check(killed, plain)
 
 
 def test_too_large_features_are_refused_unless_meant(tmp, dataset):
     arguments = cache_arguments(dataset, "--max_gb=0.0001", f"--out={tmp / 'large'}")
-    line = commands.one_error_line(commands.run(tmp, *arguments, code=2))
+    line = commands.one_error_line(commands.run(*arguments, code=2))
     assert "--max_gb=0.0001" in line
     assert not (tmp / "large").exists()

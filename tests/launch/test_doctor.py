@@ -12,7 +12,7 @@ DEVICES = "--xla_force_host_platform_device_count="
 
 
 def doctor(tmp, *flags, code=0, **extra):
-    return run(tmp, "launch/doctor.py", *flags, code=code, XDG_CACHE_HOME=str(tmp), **extra)
+    return run("launch/doctor.py", *flags, code=code, XDG_CACHE_HOME=str(tmp), **extra)
 
 
 def test_checks_that_are_named_run_and_are_one_line_each(tmp_path):

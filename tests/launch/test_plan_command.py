@@ -10,7 +10,7 @@ PLAN = ("launch/plan.py", "--config=tests/launch/small_run.py")
 
 def test_a_step_that_does_not_fit_ends_with_1_and_names_what_to_turn(tmp_path):
     flags = ("--topology=v5e:1x1", "--config.train.contrastive_batch=4194304", "--tries=0")
-    output = run(tmp_path, *PLAN, *flags, "--config.tune.dropout=0.0", code=1)
+    output = run(*PLAN, *flags, "--config.tune.dropout=0.0", code=1)
     assert "Traceback" not in output
     assert "WARNING" not in output  # libtpu's, of a machine without a TPU
     assert "does NOT fit" in output
@@ -21,7 +21,7 @@ def test_a_step_that_does_not_fit_ends_with_1_and_names_what_to_turn(tmp_path):
 @pytest.mark.slow  # near the limit the compiler itself searches long
 def test_a_setting_is_found_that_fits(tmp_path):
     flags = ("--topology=v5e:1x1", "--config.train.contrastive_batch=12288")
-    output = run(tmp_path, *PLAN, *flags, "--config.model.remat=full", code=1)
+    output = run(*PLAN, *flags, "--config.model.remat=full", code=1)
     hint = output.splitlines()[-1]
     assert hint.startswith("it fits with --config.train.microbatch=")
     assert hint.endswith("(compiled)")
@@ -29,7 +29,7 @@ def test_a_setting_is_found_that_fits(tmp_path):
 
 def test_a_plan_as_json_stands_alone_on_standard_output(tmp_path):
     command = [*PLAN, "--topology=v5e:1x1", "--config.tune.dropout=0.0", "--json"]
-    output = run(tmp_path, *command)
+    output = run(*command)
     lines = output.splitlines()
     report = json.loads("\n".join(lines[lines.index("{") :]))
     assert report["fits"]
@@ -39,14 +39,14 @@ def test_a_plan_as_json_stands_alone_on_standard_output(tmp_path):
 
 
 def test_a_users_mistakes_are_one_line(tmp_path):
-    output = run(tmp_path, *PLAN, "--topology=v5e:3x3", code=2)
+    output = run(*PLAN, "--topology=v5e:3x3", code=2)
     assert "libtpu knows no --topology=v5e:3x3" in one_error_line(output)
-    output = run(tmp_path, *PLAN, code=2)
+    output = run(*PLAN, code=2)
     assert "--topology is missing" in one_error_line(output)
 
 
 def test_ctrl_c_ends_it_at_once_though_the_compiler_works(tmp_path):
-    process = start(tmp_path, *PLAN, "--topology=v5e:1x1")
+    process = start(*PLAN, "--topology=v5e:1x1")
     assert process.stdout.readline().startswith("compiling the step")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)

@@ -60,7 +60,6 @@ def prepared(tmp_path_factory):
     rows[2]["parsed_video_anns"] = {"fps": 25}
     (root / "train.json").write_text(json.dumps(rows))
     output = commands.run(
-        root,
         "launch/prepare.py",
         f"--annotations={root}/train.json",
         f"--videos={root}/videos",
@@ -110,7 +109,6 @@ def test_recordings_follow_the_template_and_nothing_is_left_out(prepared):
 def test_limit_videos_takes_image_folders_too(prepared, tmp_path):
     root, _, _ = prepared
     output = commands.run(
-        tmp_path,
         "launch/prepare.py",
         f"--annotations={root}/train.json",
         f"--videos={root}/videos/lab/session",
@@ -135,7 +133,6 @@ def test_limit_videos_takes_image_folders_too(prepared, tmp_path):
 def test_images_without_a_rate_are_one_error_that_names_the_flag(prepared, tmp_path):
     root, _, _ = prepared
     output = commands.run(
-        tmp_path,
         "launch/prepare.py",
         f"--annotations={root}/train.json",
         f"--videos={root}/videos",

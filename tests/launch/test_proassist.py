@@ -17,7 +17,6 @@ def test_four_commands_take_a_proassist_tree_to_a_verified_adapter(tmp_path):
     dataset, workdir, export = tmp_path / "dataset", tmp_path / "run", tmp_path / "export"
 
     output = commands.run(
-        tmp_path,
         "launch/prepare.py",
         f"--annotations={tree.annotations}",
         f"--videos={tree.frames}",
@@ -33,7 +32,6 @@ def test_four_commands_take_a_proassist_tree_to_a_verified_adapter(tmp_path):
     assert len(np.unique(train.identity.recording)) == 1
 
     output = commands.run(
-        tmp_path,
         "launch/train.py",
         "--config=tests/launch/small_run.py",
         f"--config.data.dir={dataset}",
@@ -43,13 +41,13 @@ def test_four_commands_take_a_proassist_tree_to_a_verified_adapter(tmp_path):
     assert f"launch/evaluate.py --checkpoint={workdir}" in output
 
     output = commands.run(
-        tmp_path, "launch/evaluate.py", f"--checkpoint={workdir}", f"--dataset={dataset}", "--json"
+        "launch/evaluate.py", f"--checkpoint={workdir}", f"--dataset={dataset}", "--json"
     )
     rows = json.loads(output[output.index("{\n") : output.rindex("}") + 1])["rows"]
     assert list(rows)[:2] == ["chance", "zero_shot"]
 
     output = commands.run(
-        tmp_path, "launch/export.py", f"--checkpoint={workdir}", "--format=peft", f"--out={export}"
+        "launch/export.py", f"--checkpoint={workdir}", "--format=peft", f"--out={export}"
     )
     assert "UNVERIFIED" not in output
 

@@ -32,13 +32,11 @@ def start(tmp: pathlib.Path, count: int, devices: int, *arguments: object) -> li
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     together = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
-    flags = f"--xla_force_host_platform_device_count={devices}"
     return [
         commands.start(
-            tmp,
             *arguments,
             *([*together, f"--process_id={number}"] if count > 1 else []),
-            XLA_FLAGS=flags,
+            JAX_NUM_CPU_DEVICES=str(devices),
         )
         for number in range(count)
     ]
@@ -175,7 +173,6 @@ def test_a_mistake_in_one_process_ends_all_with_its_line(tmp, dataset):
     run += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     processes = [
         commands.start(
-            tmp,
             "launch/train.py",
             *run,
             f"--process_id={number}",
@@ -199,7 +196,7 @@ def test_a_mistake_in_one_process_ends_all_with_its_line(tmp, dataset):
 )
 def test_flags_that_do_not_fit_are_one_line(tmp, given, told):
     arguments = ["launch/train.py", f"--config={CONFIG}", f"--workdir={tmp}/none", *given]
-    assert told in commands.one_error_line(commands.run(tmp, *arguments, code=2))
+    assert told in commands.one_error_line(commands.run(*arguments, code=2))
 
 
 @pytest.mark.slow

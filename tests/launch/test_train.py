@@ -37,7 +37,7 @@ def train_arguments(dataset: pathlib.Path, workdir: pathlib.Path, *more: str) ->
 def finished(tmp, dataset):
     """The workdir of a run that nobody disturbed: 4 epochs of 3 steps."""
     workdir = tmp / "finished"
-    commands.run(tmp, *train_arguments(dataset, workdir))
+    commands.run(*train_arguments(dataset, workdir))
     return workdir
 
 
@@ -84,7 +84,7 @@ def test_a_run_leaves_what_it_should(finished, dataset):
 
 def test_a_finished_run_started_again_changes_nothing(tmp, finished, dataset):
     before = rows(finished)
-    output = commands.run(tmp, *train_arguments(dataset, finished))
+    output = commands.run(*train_arguments(dataset, finished))
     assert "resuming after step 12 of 12" in output
     assert rows(finished) == before
 
@@ -93,7 +93,7 @@ def test_similar_texts_are_no_negatives_and_steps_are_profiled_if_asked_for(tmp,
     more = ["--config.train.epochs=1", "--config.objective.similar_text_threshold=0.5"]
     more += ["--profile_steps=2:3"]
     output, again = (
-        commands.run(tmp, *train_arguments(dataset, tmp / "similar", *more)) for _ in range(2)
+        commands.run(*train_arguments(dataset, tmp / "similar", *more)) for _ in range(2)
     )
     assert re.search(r"comparing \d+ distinct texts by the base", output)
     assert "comparing" not in again  # it was over
@@ -106,7 +106,7 @@ def test_similar_texts_are_no_negatives_and_steps_are_profiled_if_asked_for(tmp,
 def test_a_run_starts_where_another_ended_and_reads_it_once(tmp, finished, dataset):
     given, workdir = shutil.copytree(find_checkpoint(finished)[0], tmp / "given"), tmp / "continued"
     more = [f"--config.tune.init={given}", "--config.train.epochs=1"]
-    output = commands.run(tmp, *train_arguments(dataset, workdir, *more))
+    output = commands.run(*train_arguments(dataset, workdir, *more))
     assert f"starting from checkpoint {given}" in output
     before = {name: value for row in rows(finished) for name, value in row.items()}
     at_start = {name: value for row in rows(workdir)[:3] for name, value in row.items()}
@@ -114,7 +114,7 @@ def test_a_run_starts_where_another_ended_and_reads_it_once(tmp, finished, datas
     assert at_start["val/recall@5"] == pytest.approx(best)
     assert at_start["zero_shot/recall@5"] == before["zero_shot/recall@5"]
     shutil.rmtree(given)
-    output = commands.run(tmp, *train_arguments(dataset, workdir, *more))
+    output = commands.run(*train_arguments(dataset, workdir, *more))
     assert "resuming after step 3 of 3" in output
     manifest = json.loads((workdir / "manifest.json").read_text())
     assert manifest["started_from"]["path"] == str(given)
@@ -132,9 +132,9 @@ def test_kill_9_and_the_same_command_end_as_if_nothing_had_happened(tmp, finishe
     def is_saving() -> bool:
         return is_at_step(4) and any(workdir.glob("checkpoints/*tmp*"))
 
-    process = commands.start(tmp, *train_arguments(dataset, workdir))
+    process = commands.start(*train_arguments(dataset, workdir))
     kill_when(process, is_saving if moment == "during a save" else lambda: is_at_step(8))
-    output = commands.run(tmp, *train_arguments(dataset, workdir))
+    output = commands.run(*train_arguments(dataset, workdir))
     assert "resuming after step" in output
     assert rows(workdir) == rows(finished)
     assert (workdir / "confused.jsonl").read_text() == (finished / "confused.jsonl").read_text()
@@ -143,7 +143,8 @@ def test_kill_9_and_the_same_command_end_as_if_nothing_had_happened(tmp, finishe
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp, finished, dataset, sent, code):
     workdir = tmp / f"ended_by_{sent.name}"
-    process = commands.start(tmp, *train_arguments(dataset, workdir))
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp / "compiled")}
+    process = commands.start(*train_arguments(dataset, workdir), **kept)
     metrics = workdir / "metrics.jsonl"
     while not (metrics.exists() and '"step": 5,' in metrics.read_text()):
         assert process.poll() is None, process.stdout.read()
@@ -154,7 +155,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp, finished, dataset, sen
     assert "the same command goes on" in output
     step = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     compiled = set((tmp / "compiled").iterdir())
-    output = commands.run(tmp, *train_arguments(dataset, workdir))
+    output = commands.run(*train_arguments(dataset, workdir), **kept)
     assert set((tmp / "compiled").iterdir()) == compiled  # a second start compiles nothing
     assert f"resuming after step {step} of 12" in output
     assert rows(workdir) == rows(finished)
@@ -175,7 +176,7 @@ def test_sigterm_before_the_first_step_ends_at_once_and_loses_nothing(tmp, datas
     """A preempted machine is gone before a large model is compiled."""
     workdir = tmp / f"early_{len(line)}"
     process = commands.start(
-        tmp, *train_arguments(dataset, workdir), JAX_COMPILATION_CACHE_DIR=str(tmp / "none")
+        *train_arguments(dataset, workdir), JAX_COMPILATION_CACHE_DIR=str(tmp / "none")
     )
     while line not in (printed := process.stdout.readline()):
         assert printed, "it ended before"
@@ -203,7 +204,7 @@ def test_sigterm_before_the_first_step_ends_at_once_and_loses_nothing(tmp, datas
 def test_a_users_mistake_ends_in_one_line_and_code_2(tmp, dataset, finished, arguments, told):
     more = [argument.format(finished=finished) for argument in arguments]
     arguments = train_arguments(dataset, tmp / "mistaken", *more)
-    line = commands.one_error_line(commands.run(tmp, *arguments, code=2))
+    line = commands.one_error_line(commands.run(*arguments, code=2))
     assert told in line
     assert not (tmp / "mistaken" / "checkpoints").exists() or not list(
         (tmp / "mistaken" / "checkpoints").iterdir()
@@ -214,7 +215,7 @@ def test_texts_cut_short_and_batches_that_stay_short_are_told(tmp, dataset):
     few = ["--config.data.max_text_tokens=9", "--config.train.contrastive_batch=32"]
     more = [*few, "--config.train.epochs=1"]
     arguments = train_arguments(dataset, tmp / "short", *more)
-    output = commands.run(tmp, *arguments, JAX_COMPILATION_CACHE_DIR="")
+    output = commands.run(*arguments, JAX_COMPILATION_CACHE_DIR="")
     assert re.search(r"warning: \d+ distinct texts are longer than .*max_text_tokens=9", output)
     assert "contrastive_batch=32 is more than the 24 clips" in output
     assert any((tmp / "short" / "compilation_cache").iterdir())

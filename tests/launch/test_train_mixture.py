@@ -51,7 +51,6 @@ def tmp(tmp_path_factory):
 def _train(tmp, names, *more, **options):
     dirs = ",".join(str(tmp / name) for name in names)
     return commands.run(
-        tmp,
         "launch/train.py",
         "--config=tests/launch/small_run.py",
         f"--config.data.dir={dirs}",

@@ -86,7 +86,6 @@ def split(frames, tmp_path_factory):
     root = tmp_path_factory.mktemp("dataset")
     (root / "train.json").write_text(json.dumps(ROWS))
     commands.run(
-        root,
         "launch/prepare.py",
         f"--annotations={root}/train.json",
         f"--videos={frames}",

@@ -92,12 +92,12 @@ def _check(found, expected):
 @pytest.mark.parametrize(
     ("devices", "microbatch", "keep", "fsdp"),
     [
-        (1, 1, "device", 1),
         (1, 3, "never", 1),
-        (1, 8, "host", 1),
         (2, 3, "host", 1),
-        (4, 3, "never", 1),
         (8, 1, "device", 4),
+        pytest.param(1, 1, "device", 1, marks=pytest.mark.slow),
+        pytest.param(1, 8, "host", 1, marks=pytest.mark.slow),
+        pytest.param(4, 3, "never", 1, marks=pytest.mark.slow),
     ],
 )
 def test_loss_and_gradients_equal_the_direct_step_with_dropout(
@@ -106,7 +106,7 @@ def test_loss_and_gradients_equal_the_direct_step_with_dropout(
     _check(streamed(batch, devices, microbatch, keep, mesh={"fsdp": fsdp}), expected)
 
 
-@pytest.mark.parametrize("keep", ["device", "never"])
+@pytest.mark.parametrize("keep", ["device", pytest.param("never", marks=pytest.mark.slow)])
 def test_a_frozen_connector_keeps_what_enters_the_tuned_blocks(batch, keep):
     tune = {"connector": "frozen", "text_blocks": 1, "dropout": 0.1, "rank": 3}
     _check(streamed(batch, 2, 4, keep, tune=tune), direct(batch, tune=tune))
@@ -133,7 +133,12 @@ ALL_LOSSES = {
 
 
 @pytest.mark.parametrize(
-    ("devices", "microbatch", "connector"), [(1, 3, "lora"), (4, 3, "lora"), (2, 4, "frozen")]
+    ("devices", "microbatch", "connector"),
+    [
+        (4, 3, "lora"),
+        pytest.param(1, 3, "lora", marks=pytest.mark.slow),
+        pytest.param(2, 4, "frozen", marks=pytest.mark.slow),
+    ],
 )
 def test_matching_and_captions_join_with_exact_gradients(devices, microbatch, connector):
     batch = make_batch(16, real=13, has_captions=True)
