@@ -26,9 +26,7 @@ def recordings(tmp_path_factory):
 
 def test_prepare_is_measured_beside_a_loop_over_the_same_clips(recordings, tmp_path):
     where = f"--annotations={recordings}/train.json", f"--videos={recordings}"
-    (line,) = run(
-        tmp_path, "launch/bench.py", "prepare", *where, "--repeats=1", "--workers=2"
-    ).splitlines()
+    (line,) = run("launch/bench.py", "prepare", *where, "--repeats=1", "--workers=2").splitlines()
     row = json.loads(line)
     assert (row["part"], row["clips"], row["videos"], row["workers"]) == ("prepare", 18, 2, 2)
     assert row["seconds"].keys() == {"loop", "one_process", "prepare"}
