@@ -119,10 +119,8 @@ def test_the_losses_of_a_cached_run_are_those_of_an_uncached_one(dataset, caches
     assert trace(config, 1, middle)[0] == losses[1:]  # in the middle of an epoch
 
 
-@pytest.mark.parametrize(
-    ("depth", "keep"),
-    [("tower", "never"), pytest.param("decoder", "device", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "keep"), [("tower", "never"), ("decoder", "device")])
 def test_so_are_those_of_a_streamed_one(dataset, caches, uncached, depth, keep):
     sections = CASES[depth] | {"train": {"microbatch": 2, "keep_prefix": keep}}
     config = with_cache(make_run(dataset, **sections), caches(depth))

@@ -33,10 +33,10 @@ CHOICES = {
 }
 QUICK = (  # in `make test`
     ("smolvlm", "lora", 3, True, 2, 7.5, True, 0.1, "per_modality", 512, "last"),
-    ("smolvlm", "frozen", 1, True, 2, 4.0, False, 0.0, "shared", 1000, "mean"),
     ("idefics3", "full", 1, True, 5, 4.0, False, 0.0, "per_modality", 2048, "last"),
 )
 MORE = (
+    ("smolvlm", "frozen", 1, True, 2, 4.0, False, 0.0, "shared", 1000, "mean"),
     ("idefics3", "full", 1, False, 5, 7.5, True, 0.1, "shared", 512, "mean"),
     ("idefics3", "lora", 0, False, 5, 7.5, True, 0.0, "shared", 1000, "mean"),
     ("idefics3", "frozen", 3, False, 5, 7.5, False, 0.0, "shared", 512, "last"),

@@ -88,6 +88,7 @@ def taken(split, records):
     return identity, [clip_ids[n] for n in records]
 
 
+@pytest.mark.slow
 @pytest.mark.samples
 def test_w_of_500_epic_nodes_equals_the_slow_rule(tmp_path):
     split = prepare_validation(tmp_path)
