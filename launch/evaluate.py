@@ -25,6 +25,7 @@ from jax.sharding import NamedSharding
 from vtalign_jax import commandline, distributed, sharding
 from vtalign_jax.config import Config, MeshConfig
 from vtalign_jax.evaluation.embed import Evaluator
+from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.evaluation.table import format_table
 from vtalign_jax.feature_cache import keys as feature_cache
 from vtalign_jax.interop.base_files import base_fingerprint
@@ -61,22 +62,27 @@ def main() -> None:
     """Evaluate a checkpoint."""
     # With --json nothing else stands on standard output.
     with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
-        result = _evaluate()
+        facts, rows = _evaluate()
     if jax.process_index() != 0:
         return
     if _JSON.value:
-        commandline.print_json(result)
+        found = {name: row.to_json() for name, row in rows.items()}
+        parts = {"rows": "metrics", "intervals": "intervals", "groups": "groups"}
+        commandline.print_json(
+            facts
+            | {part: {name: row[key] for name, row in found.items()} for part, key in parts.items()}
+        )
     else:
-        found = result["rows"]["chance"]
-        name = f"{result['dataset']}, {result['split']}"
-        texts = "texts with their parent's" if result["parent_text"] else "texts"
+        found = rows["chance"].metrics
+        name = f"{facts['dataset']}, {facts['split']}"
+        texts = "texts with their parent's" if facts["parent_text"] else "texts"
         print(f"{name}: {found['clips']:,} clips, {found['texts']:,} distinct {texts}")
-        print(format_table(result["rows"]))
+        print(format_table(rows))
     print(f"next: {_next_command()}", file=sys.stderr if _JSON.value else sys.stdout)
 
 
-def _evaluate() -> dict[str, Any]:
-    """Return what was evaluated, on what, and the metrics by row of the table."""
+def _evaluate() -> tuple[dict[str, Any], dict[str, Evaluation]]:
+    """Return what was evaluated, on what, and what was found by row of the table."""
     is_primary = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_primary else lambda line: None
     trained = load_trained(_CHECKPOINT.value, _BASE.value)
@@ -95,13 +101,13 @@ def _evaluate() -> dict[str, Any]:
         edge = trained.assembly.base.vision.image_size
         feature_cache.attach(config, base_fingerprint(base), edge, evaluate=split)
         say(f"reading features of {config.data.feature_cache} instead of frames")
-    return {
+    facts = {
         "source": trained.source,
         "dataset": dataset,
         "split": split.name,
         "parent_text": config.data.eval_parent_text,
-        "rows": _scores(trained, config, split, mesh, say),
     }
+    return facts, _scores(trained, config, split, mesh, say)
 
 
 def _make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
@@ -137,8 +143,8 @@ def _scores(
     split: ClipSplit,
     mesh: jax.sharding.Mesh,
     say: Callable[[str], None],
-) -> dict[str, dict[str, float]]:
-    """Return the metrics by row of the table."""
+) -> dict[str, Evaluation]:
+    """Return what was found by row of the table."""
     assembly = trained.assembly
     tokenizer = ClipTokenizer(assembly.directory)
     evaluator = Evaluator(assembly.bind, mesh, split, tokenizer, config, say)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.tiny_aligner import make_aligner, make_batch, make_config, relative_error
@@ -14,11 +15,21 @@ from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation import embed
 from vtalign_jax.evaluation.choice import choice_chance, choice_metrics, make_questions
 from vtalign_jax.evaluation.embed import Embeddings, Evaluator, collect, without_adapters
-from vtalign_jax.evaluation.retrieval import chance_metrics, retrieval_metrics
+from vtalign_jax.evaluation.groups import group_names, group_recalls
+from vtalign_jax.evaluation.intervals import bootstrap_intervals
+from vtalign_jax.evaluation.retrieval import chance_metrics, rank_queries, retrieval_metrics
+from vtalign_jax.evaluation.silhouette import silhouette
 from vtalign_jax.models.aligner import unit_norm
 
 CLIPS, BATCH = 21, 8
 CONFIG = make_config(train={"eval_batch": BATCH})
+
+
+class StoredPart(NamedTuple):
+    data_dir: str
+
+    def __len__(self) -> int:
+        return CLIPS
 
 
 class FakeSplit:
@@ -29,6 +40,13 @@ class FakeSplit:
     def __init__(self):
         self.batch = make_batch(CLIPS)
         self.identity = self.batch.identity
+        self.parts = [StoredPart("datasets/small")]
+        names = {
+            "dataset": [""] * CLIPS,
+            "level": [f"level {n}" for n in self.identity.level],
+            "recording_id": [f"recording {n}" for n in self.identity.recording],
+        }
+        self.table = pa.table(names)
 
     def __len__(self):
         return CLIPS
@@ -133,7 +151,7 @@ def test_recalls_of_21_clips_are_the_same_on_any_number_of_devices(shared, devic
     split.batch = split.batch._replace(text_ids=text_ids)
     head = rng.normal(size=(7, 5)).astype(np.float32)
     evaluator = _make_evaluator(lambda values, _: LinearModel(values["head"]), split, devices)
-    scores = evaluator.score({"head": head}, {})
+    found = evaluator.score({"head": head}, {})
     z_video, z_text = (
         side / np.linalg.norm(side, axis=1, keepdims=True)
         for side in ((pixels - 128) @ head, (text_ids - 128) @ head)
@@ -141,7 +159,10 @@ def test_recalls_of_21_clips_are_the_same_on_any_number_of_devices(shared, devic
     expected = retrieval_metrics(z_video, z_text, split.identity)
     assert 0.2 < expected["recall@1"] < expected["recall@5"] < 1
     names = [name for name in expected if "recall@" in name]
-    assert [scores[name] for name in names] == [expected[name] for name in names]
+    assert [found.metrics[name] for name in names] == [expected[name] for name in names]
+    whole = rank_queries(z_video, z_text, split.identity)
+    assert found.intervals == bootstrap_intervals(whole)
+    assert found.groups == group_recalls(whole, group_names(split))
 
 
 def test_rows_are_placed_by_record_and_padding_is_dropped():
@@ -162,11 +183,16 @@ def test_scores_are_those_of_the_embeddings(shared):
     questions = make_questions(identity)
     expected = retrieval_metrics(found.z_video, found.z_text, identity)
     expected |= choice_metrics(found.z_video, found.z_text, questions)
+    expected["silhouette"] = silhouette(found.z_video, identity.text)
     assert expected["choice_inter_queries"] > 0
     scored = evaluator.score(shared.params, shared.frozen)
-    assert scored == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    assert scored.metrics == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    ranked = rank_queries(found.z_video, found.z_text, identity)
+    assert scored.intervals == bootstrap_intervals(ranked) != {}
+    assert scored.groups == group_recalls(ranked, group_names(shared.split))
+    assert list(scored.groups["dataset"]) == ["small"]
     chance = chance_metrics(identity) | choice_chance(questions)
-    assert evaluator.chance() == pytest.approx(chance, nan_ok=True)
+    assert evaluator.chance().metrics == pytest.approx(chance, nan_ok=True)
 
 
 def test_zero_shot_is_the_base_without_adapters_and_head(shared, reference):
@@ -181,6 +207,7 @@ def test_zero_shot_is_the_base_without_adapters_and_head(shared, reference):
 
     base = reference(without_adapters(params))
     expected = retrieval_metrics(base.pooled_video, base.pooled_text, shared.split.identity)
+    zero_shot = zero_shot.metrics
     assert zero_shot["margin"] == pytest.approx(expected["margin"], abs=1e-5)
     assert zero_shot["recall@5"] == expected["recall@5"]
 

@@ -96,10 +96,10 @@ def _reference_summary(queries):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_metrics_equal_a_plain_reference(seed, chunk):
+@pytest.mark.parametrize("tile", [1, 7, 1000])
+def test_metrics_equal_a_plain_reference(seed, tile):
     z_video, z_text, identity = _random_dataset(seed)
-    metrics = retrieval_metrics(z_video, z_text, identity, chunk=chunk)
+    metrics = retrieval_metrics(z_video, z_text, identity, tile=tile)
     reference = _reference_queries(z_video, z_text, identity)
     for direction, queries in reference.items():
         for name, value in _reference_summary(queries).items():
@@ -192,7 +192,7 @@ def test_order_of_rows_changes_nothing():
 def test_collapsed_embeddings_have_the_worst_rank():
     rows = 37
     z = np.repeat(_unit(np.random.default_rng(0), 1, size=1024), rows, axis=0)
-    metrics = retrieval_metrics(z, z, make_identity(np.arange(rows)), chunk=8)
+    metrics = retrieval_metrics(z, z, make_identity(np.arange(rows)), tile=8)
     for kind in ("", "plain/"):
         assert [metrics[f"{kind}recall@{k}"] for k in (1, 5, 10)] == [0, 0, 0]
         assert metrics[f"{kind}median_rank"] == rows
@@ -302,7 +302,7 @@ def test_thousands_of_clips_need_no_square_of_memory():
     identity = make_identity(np.arange(rows) // 4, text=rng.integers(0, 1000, rows))
     z_video, z_text = _unit(rng, rows, 8), _unit(rng, rows, 8)
     tracemalloc.start()
-    retrieval_metrics(z_video, z_text, identity, chunk=16)
+    retrieval_metrics(z_video, z_text, identity, tile=256)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < rows * rows  # bytes; the scores alone would take eight times this

@@ -1,6 +1,7 @@
 """A run's bookkeeping over restarts: early stop, patience, skipped updates."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from tests.tiny_aligner import make_config
 from vtalign_jax import sharding
 from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.training import optim
 from vtalign_jax.training.checkpoint import read_extra
 from vtalign_jax.training.manifest import Fingerprints
@@ -35,7 +37,7 @@ def fresh_state(config):
 
 def evaluate(session, state, epoch: int, recall: float) -> bool:
     done = epoch * EPOCH_STEPS
-    session.evaluated(done, {"recall@1": 0.0, "recall@5": recall}, state)
+    session.evaluated(done, Evaluation({"recall@1": 0.0, "recall@5": recall}), state)
     return session.is_over(done)
 
 
@@ -62,6 +64,38 @@ def test_patience_and_best_survive_a_restart(tmp_path):
     session.close()
     kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()}
     assert kept == {3, 12}  # the best and the newest
+
+
+def test_an_evaluation_is_written_whole_beside_its_scalars(tmp_path):
+    group = {"clips": 3, "texts": 2, "recall@1": 0.0, "recall@5": 0.25, "recall@10": 1.0}
+    found = Evaluation(
+        {"recall@1": 0.0, "recall@5": 0.25, "margin": math.nan},
+        {"recall@5": (0.125, 0.5), "mAP": (0.0, 1.0)},
+        {"dataset": {"a": group}, "level": {"step": group}, "recording": {"r": group}},
+    )
+    session, config = open_session(tmp_path)
+    session.start(fresh_state(config))
+    session.record(0, "zero_shot", found)
+    session.close()
+    (line,) = (tmp_path / "evaluations.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "step": 0,
+        "row": "zero_shot",
+        "metrics": {"recall@1": 0.0, "recall@5": 0.25, "margin": None},
+        "intervals": {"recall@5": [0.125, 0.5], "mAP": [0.0, 1.0]},
+        "groups": {"dataset": {"a": group}, "level": {"step": group}, "recording": {"r": group}},
+    }
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "step": 0,
+        "zero_shot/recall@1": 0.0,
+        "zero_shot/recall@5": 0.25,
+        "zero_shot/margin": None,
+        "zero_shot/recall@5_low": 0.125,
+        "zero_shot/recall@5_high": 0.5,
+        "zero_shot/dataset/a/recall@5": 0.25,
+        "zero_shot/level/step/recall@5": 0.25,
+    }
 
 
 def test_a_save_between_evaluations_cannot_end_the_run(tmp_path):
@@ -125,6 +159,9 @@ def test_a_run_in_a_bucket_goes_on_after_a_kill_as_one_on_a_disk_does(tmp_path, 
     there = {name.removeprefix("runs/a/") for name in bucket.names("runs/a/")}
     local = (tmp_path / "metrics.jsonl").read_text()
     assert bucket.read("runs/a/metrics.jsonl").decode() == local
+    evaluations = (tmp_path / "evaluations.jsonl").read_text()
+    assert bucket.read("runs/a/evaluations.jsonl").decode() == evaluations
+    assert [json.loads(line)["step"] for line in evaluations.splitlines()] == [3, 6]
     assert sum('"train/loss"' in line for line in local.splitlines()) == 6
     assert {name.split("/")[1] for name in there if name.startswith("checkpoints/")} == {"6"}
     files = {name for name in there if "/" not in name}

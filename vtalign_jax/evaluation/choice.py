@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vtalign_jax.array_types import Identity
-from vtalign_jax.evaluation.retrieval import on_grid
+from vtalign_jax.evaluation.ranking import check_finite, on_grid
 
 WAYS = 5
 KINDS = ("inter", "intra")
@@ -72,13 +72,15 @@ def choice_metrics(
     Raises:
       UserError: an embedding is not finite.
     """
+    check_finite("clip", z_video)
+    check_finite("text", z_text)
     metrics = {}
     for kind, asked in questions.items():
         clips = np.column_stack([asked.row, asked.wrong])  # [Q, 5], the right one first
         right = 0
         for begin in range(0, len(clips), _SCORED):
             chosen = clips[begin : begin + _SCORED]
-            text, video = on_grid("text", z_text[chosen[:, 0]]), on_grid("clip", z_video[chosen])
+            text, video = on_grid(z_text[chosen[:, 0]]), on_grid(z_video[chosen])
             scores = np.einsum("QE,QWE->QW", text, video)
             right += np.sum(scores[:, 0] > np.max(scores[:, 1:], axis=1))
         metrics[f"choice_{kind}"] = float(right / len(clips)) if len(clips) else float("nan")

@@ -1,7 +1,7 @@
 """Embeddings of a whole split, exact on any number of devices, and what they score.
 
 Training and `launch/evaluate.py` both come here. Every process embeds its slice of each batch, gets
-the rows of all of them, and scores them itself; the numbers of process 0 count.
+the rows of all of them, and ranks its share of the queries; the numbers of process 0 count.
 """
 
 import functools
@@ -24,7 +24,12 @@ from vtalign_jax.evaluation.choice import (
     choice_metrics,
     make_questions,
 )
-from vtalign_jax.evaluation.retrieval import chance_metrics, retrieval_metrics
+from vtalign_jax.evaluation.groups import group_names, group_recalls
+from vtalign_jax.evaluation.intervals import bootstrap_intervals
+from vtalign_jax.evaluation.ranking import Share
+from vtalign_jax.evaluation.result import Evaluation
+from vtalign_jax.evaluation.retrieval import chance_metrics, rank_queries, summary
+from vtalign_jax.evaluation.silhouette import silhouette
 from vtalign_jax.models.aligner import AlignerModel, unit_norm
 from vtalign_jax.pipeline.dataset import ClipSplit
 from vtalign_jax.pipeline.loader import make_eval_loader
@@ -178,36 +183,55 @@ class Evaluator:
                 is_said = True
         yield held
 
-    def score(self, params: Parameters, frozen: Parameters) -> dict[str, float]:
-        """Return `retrieval_metrics` and `choice_metrics` of the embeddings through the head."""
+    def score(self, params: Parameters, frozen: Parameters) -> Evaluation:
+        """Return what the embeddings through the head score."""
         found = self.embeddings(params, frozen)
-        return self._metrics(found.z_video, found.z_text)
+        return self.evaluated(found.z_video, found.z_text)
 
     def score_untrained(
         self, params: Parameters, frozen: Parameters
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """Return (zero-shot, untrained head) metrics in one pass.
+    ) -> tuple[Evaluation, Evaluation]:
+        """Return what (zero-shot, the untrained head) score, in one pass.
 
         Args:
           params: before training; LoRA updates are taken as zero.
           frozen: the base.
         """
         found = self.embeddings(without_adapters(params), frozen)
-        zero_shot = self._metrics(found.pooled_video, found.pooled_text)
-        return zero_shot, self._metrics(found.z_video, found.z_text)
+        zero_shot = self.evaluated(found.pooled_video, found.pooled_text)
+        return zero_shot, self.evaluated(found.z_video, found.z_text)
 
-    def chance(self) -> dict[str, float]:
+    def chance(self) -> Evaluation:
         """Return what random rankings and choices score on this split."""
-        return chance_metrics(self._identity) | choice_chance(self._questions)
+        return Evaluation(chance_metrics(self._identity) | choice_chance(self._questions))
 
-    def _metrics(self, video: np.ndarray, text: np.ndarray) -> dict[str, float]:
-        ranked = retrieval_metrics(video, text, self._identity)
-        found = ranked | choice_metrics(video, text, self._questions)
+    def evaluated(self, video: np.ndarray, text: np.ndarray) -> Evaluation:
+        """Return what embeddings of the split score, float32[N, any] of unit norm each."""
+        ranked = rank_queries(video, text, self._identity, _share())
+        found = summary(ranked) | choice_metrics(video, text, self._questions)
+        found["silhouette"] = silhouette(video, self._identity.text)
         # Hosts of other kinds may round otherwise; what follows from the scores must not differ.
         values = np.array([*found.values()], np.float64).view(np.uint8)  # JAX has float32 alone
         agreed = np.asarray(multihost_utils.broadcast_one_to_all(values)).view(np.float64)
-        return dict(zip(found, agreed.tolist(), strict=True))
+        metrics = dict(zip(found, agreed.tolist(), strict=True))
+        return Evaluation(metrics, bootstrap_intervals(ranked), group_recalls(ranked, self._names))
 
     @functools.cached_property
     def _questions(self) -> dict[str, Questions]:
         return make_questions(self._identity)
+
+    @functools.cached_property
+    def _names(self) -> dict[str, np.ndarray]:
+        return group_names(self._split)
+
+
+def _share() -> Share:
+    """Return this process's share of the ranking."""
+    if jax.process_count() == 1:
+        return Share()
+
+    def total(counts: np.ndarray) -> np.ndarray:
+        everyone = multihost_utils.process_allgather(counts.astype(np.int32))  # JAX has no int64
+        return np.asarray(everyone).sum(axis=0, dtype=np.int64)
+
+    return Share(jax.process_index(), jax.process_count(), total)

@@ -7,9 +7,7 @@ row to row, only the pair itself is right. A query's rank is that of its best ri
 candidates that tie with it stand before it.
 
 Texts with equal `text_key` differ at most as normalisation allows; the embedding of the first row
-stands for all. Scores are exact: embeddings are rounded to multiples of 2^-26 (less than what
-float32 products are off), after which every product and every partial sum of unit vectors is exact
-in float64. Ties and ranks therefore depend on no order of summation.
+stands for all.
 """
 
 from typing import NamedTuple
@@ -18,87 +16,97 @@ import numpy as np
 
 from vtalign_jax.array_types import Identity
 from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation.ranking import (
+    TILE,
+    Answers,
+    Ranks,
+    Share,
+    check_finite,
+    on_grid,
+    pair_scores,
+    rank_both_ways,
+)
 
 RECALL_AT = (1, 5, 10)
 REPEATED_AT = (1, 5)
 DIRECTIONS = ("video_to_text", "text_to_video")
-_GRID = 2.0**26
 
 
-class Answers(NamedTuple):
-    """Which candidates are right for which query, as pairs sorted by query, each once.
+class Ranked(NamedTuple):
+    """How every query of a split was answered.
 
     Attributes:
-      query: int64[P].
-      candidate: int64[P].
-      queries: number of queries; each has at least one right candidate.
-      candidates: number of candidates.
+      identity: the N real rows.
+      answers: which of the T distinct texts are right for which clip.
+      multi: of the clips' N and of the texts' T queries, multi-instance.
+      plain: of N and N queries.
+      margin: mean cosine of the pairs minus that of all wrong (clip, text) combinations, NaN where
+        nothing is wrong.
     """
 
-    query: np.ndarray
-    candidate: np.ndarray
-    queries: int
-    candidates: int
-
-    def turned(self) -> "Answers":
-        """Return the same pairs with queries and candidates exchanged."""
-        order = np.lexsort((self.query, self.candidate))
-        return Answers(self.candidate[order], self.query[order], self.candidates, self.queries)
-
-    def counts(self) -> np.ndarray:
-        """Return int64[queries], the number of right candidates of each."""
-        return np.bincount(self.query, minlength=self.queries)
-
-    def of(self, mask: np.ndarray) -> "Answers":
-        """Return the pairs of the queries where `mask`, bool[queries], holds; renumbered."""
-        kept = mask[self.query]
-        number = np.cumsum(mask) - 1
-        queries = int(np.sum(mask))
-        return Answers(number[self.query[kept]], self.candidate[kept], queries, self.candidates)
+    identity: Identity
+    answers: Answers
+    multi: tuple[Ranks, Ranks]
+    plain: tuple[Ranks, Ranks]
+    margin: float
 
 
-def retrieval_metrics(
-    z_video: np.ndarray, z_text: np.ndarray, identity: Identity, chunk: int = 256
-) -> dict[str, float]:
-    """Return recall@{1, 5, 10}, median rank and mAP, both ways, multi-instance and plain.
-
-    Names: `recall@5` (mean of both directions, multi-instance), `video_to_text/recall@5`,
-    `plain/recall@5`, `plain/text_to_video/recall@5`; likewise `median_rank` and `mAP`.
-    `recall@1_repeated` and `recall@5_repeated` are those of the queries alone whose text stands in
-    several recordings, NaN where none does. `margin` is the mean cosine of the pairs minus that of
-    all wrong (clip, text) combinations, NaN where nothing is wrong. `clips` and `texts` count the
-    queries, `texts_repeated` those texts. Memory is chunk x N, not N x N.
+def rank_queries(
+    z_video: np.ndarray,
+    z_text: np.ndarray,
+    identity: Identity,
+    share: Share = Share(),  # noqa: B008  (a NamedTuple cannot change)
+    tile: int = TILE,
+) -> Ranked:
+    """Return how every query is answered, both ways, multi-instance and plain.
 
     Args:
       z_video: float32[N, E], unit norm.
       z_text: float32[N, E], unit norm; row i describes clip i.
       identity: N rows of NumPy arrays; those with `row_mask` False are left out.
-      chunk: queries scored at a time.
+      share: which part of the work this process does; every process gets the whole result.
+      tile: clips, and texts, scored at a time: memory grows with its square.
 
     Raises:
       UserError: no row is real, or an embedding is not finite.
     """
-    identity, mask = _real_rows(identity), np.asarray(identity.row_mask)
-    video, text = (on_grid(name, z[mask]) for name, z in (("clip", z_video), ("text", z_text)))
+    mask = np.asarray(identity.row_mask)
+    identity = _real_rows(identity)
+    if not mask.all():
+        z_video, z_text = z_video[mask], z_text[mask]
+    check_finite("clip", z_video)
+    check_finite("text", z_text)
     first, _ = _distinct(identity.text)
     answers = right_answers(identity)
-    one_to_one = _diagonal(len(video))
-    found = {
-        "": (
-            _ranks(video, text[first], answers, chunk),
-            _ranks(text[first], video, answers.turned(), chunk),
-        ),
-        "plain/": (_ranks(video, text, one_to_one, chunk), _ranks(text, video, one_to_one, chunk)),
-    }
+    multi, plain = rank_both_ways(z_video, z_text, first, answers, share, tile)
+    return Ranked(identity, answers, multi, plain, _margin(z_video, z_text, first, answers))
+
+
+def retrieval_metrics(
+    z_video: np.ndarray, z_text: np.ndarray, identity: Identity, tile: int = TILE
+) -> dict[str, float]:
+    """Return `summary` of `rank_queries`."""
+    return summary(rank_queries(z_video, z_text, identity, tile=tile))
+
+
+def summary(ranked: Ranked) -> dict[str, float]:
+    """Return recall@{1, 5, 10}, median rank and mAP, both ways, multi-instance and plain.
+
+    Names: `recall@5` (mean of both directions, multi-instance), `video_to_text/recall@5`,
+    `plain/recall@5`, `plain/text_to_video/recall@5`; likewise `median_rank` and `mAP`.
+    `recall@1_repeated` and `recall@5_repeated` are those of the queries alone whose text stands in
+    several recordings, NaN where none does. `margin` is `Ranked.margin`. `clips` and `texts` count
+    the queries, `texts_repeated` those texts.
+    """
     metrics = {}
-    for kind, directions in found.items():
-        metrics |= _both_ways(kind, [_summary(*ranks) for ranks in directions])
-    repeated = _repeated(identity)
+    for kind, both in (("", ranked.multi), ("plain/", ranked.plain)):
+        metrics |= _both_ways(kind, [_summary(*ranks) for ranks in both])
+    repeated = _repeated(ranked.identity)
     metrics |= _of_repeated(
-        [_recalls(ranks[mask]) for (ranks, _), mask in zip(found[""], repeated, strict=True)]
+        [_recalls(ranks.rank[mask]) for ranks, mask in zip(ranked.multi, repeated, strict=True)]
     )
-    metrics["margin"] = _margin(video, text, first, answers)
-    return metrics | _counts(answers, repeated)
+    metrics["margin"] = ranked.margin
+    return metrics | _counts(ranked.answers, repeated)
 
 
 def chance_metrics(identity: Identity) -> dict[str, float]:
@@ -153,26 +161,6 @@ def _real_rows(identity: Identity) -> Identity:
     return Identity(*(np.asarray(values)[mask] for values in identity))
 
 
-def on_grid(name: str, z: np.ndarray) -> np.ndarray:
-    """Return embeddings [..., E] in float64, rounded so that their products are exact.
-
-    Args:
-      name: what they are of, for the error.
-      z: float32[..., E], unit norm.
-
-    Raises:
-      UserError: one is not finite.
-    """
-    is_lost = ~np.isfinite(z).all(axis=-1)
-    if is_lost.any():  # a NaN would beat no candidate and lose to none: recall 1
-        raise UserError(
-            f"{is_lost.sum()} of {is_lost.size} {name} embeddings are not finite: the checkpoint "
-            "is damaged or diverged; take an earlier one, or train with a lower "
-            "config.optim.learning_rate"
-        )
-    return np.round(np.asarray(z, np.float64) * _GRID) / _GRID
-
-
 def _distinct(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the first row of each distinct text, and the number of each row's text."""
     _, first, own = np.unique(text, return_index=True, return_inverse=True)
@@ -203,26 +191,6 @@ def _diagonal(count: int) -> Answers:
     return Answers(np.arange(count), np.arange(count), count, count)
 
 
-def _ranks(
-    queries: np.ndarray, candidates: np.ndarray, answers: Answers, chunk: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (rank of the best right candidate, average precision) of each query."""
-    ranks, precisions = np.empty(len(queries), np.int64), np.empty(len(queries))
-    borders = np.searchsorted(answers.query, np.arange(len(queries) + 1))
-    for begin in range(0, len(queries), chunk):
-        scores = queries[begin : begin + chunk] @ candidates.T  # [chunk, candidates]
-        for query, row in enumerate(scores, start=begin):
-            right = answers.candidate[borders[query] : borders[query + 1]]
-            found, wrong = np.sort(row[right]), np.delete(row, right)
-            # How many right candidates each wrong one stands before, ties included.
-            beaten = np.bincount(np.searchsorted(found, wrong, side="right"), minlength=len(right))
-            before = len(wrong) - np.cumsum(beaten)[: len(right)]
-            ranks[query] = 1 + before[-1]
-            nth = np.arange(len(right), 0, -1)
-            precisions[query] = np.mean(nth / (nth + before))
-    return ranks, precisions
-
-
 def _summary(ranks: np.ndarray, precisions: np.ndarray) -> dict[str, float]:
     median, precision = float(np.median(ranks)), float(np.mean(precisions))
     return _recalls(ranks) | {"median_rank": median, "mAP": precision}
@@ -242,23 +210,22 @@ def _both_ways(kind: str, directions: list[dict[str, float]]) -> dict[str, float
     return metrics
 
 
-def _margin(video: np.ndarray, text: np.ndarray, first: np.ndarray, answers: Answers) -> float:
+def _margin(z_video: np.ndarray, z_text: np.ndarray, first: np.ndarray, answers: Answers) -> float:
     """Return mean cosine of the pairs minus mean cosine of the wrong combinations."""
-    texts = text[first]
     wrong_count = answers.queries * answers.candidates - len(answers.query)
     if not wrong_count:
         return float("nan")
-    right = sum(
-        np.einsum("PE,PE->", video[answers.query[part]], texts[answers.candidate[part]])
-        for part in _slices(len(answers.query))
-    )
-    everything = video.sum(axis=0) @ texts.sum(axis=0)
-    positive = np.einsum("NE,NE->", video, text) / len(video)
+    right = np.sum(pair_scores(z_video, z_text, answers.query, first[answers.candidate]))
+    everything = _total(z_video, np.arange(len(z_video))) @ _total(z_text, first)
+    own = np.arange(len(z_video))
+    positive = np.mean(pair_scores(z_video, z_text, own, own))
     return float(positive - (everything - right) / wrong_count)
 
 
-def _slices(count: int, size: int = 4096) -> list[slice]:
-    return [slice(begin, begin + size) for begin in range(0, count, size)]
+def _total(z: np.ndarray, rows: np.ndarray, size: int = 4096) -> np.ndarray:
+    """Return the sum of some rows: float64[E]."""
+    parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+    return np.sum([on_grid(z[part]).sum(axis=0) for part in parts], axis=0)
 
 
 def _chance(answers: Answers) -> dict[str, float]:

@@ -1,12 +1,14 @@
 """Metrics as a table: chance, zero-shot and the checkpoint under one another.
 
-R@k is recall@k, median the median rank.
+R@k is recall@k, median the median rank. Below: the last row's recalls a dataset and a level.
 """
 
 import math
 from collections.abc import Mapping
 
-from vtalign_jax.evaluation.retrieval import REPEATED_AT
+from vtalign_jax.evaluation.groups import Groups
+from vtalign_jax.evaluation.result import Evaluation
+from vtalign_jax.evaluation.retrieval import RECALL_AT, REPEATED_AT
 
 _BLOCKS = {  # prefix of a metric's name: what it is called
     "": "multi-instance, both ways",
@@ -25,6 +27,9 @@ _COLUMNS = {  # metric: its heading and how it is printed
 }
 _REPEATED = "texts of several recordings"
 _MARGIN = "margin (right - wrong)"
+_SILHOUETTE = "silhouette by text"
+_INTERVAL = ("  95 % interval: from", "  to")
+_GROUPS = ("dataset", "level")
 _CHOICE = {  # metric: its heading
     "choice_intra": "intra",
     "choice_inter": "inter",
@@ -32,22 +37,27 @@ _CHOICE = {  # metric: its heading
 _FIRST, _SECOND, _OTHER = 29, 11, 8  # characters
 
 
-def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+def format_table(rows: Mapping[str, Evaluation]) -> str:
     """Return the table.
 
     Args:
       rows: name of the row -> what `Evaluator.score` or `Evaluator.chance` returned.
     """
+    metrics = {name: row.metrics for name, row in rows.items()}
     head = _line("", "", [heading for heading, _ in _COLUMNS.values()])
     lines = [head, "-" * len(head)]
     for prefix, title in _BLOCKS.items():
         forms = {prefix + column: form for column, (_, form) in _COLUMNS.items()}
-        lines += _block(title, rows, forms)
-    lines += _block(_REPEATED, rows, {f"recall@{k}_repeated": ".3f" for k in REPEATED_AT})
-    lines += _block(_MARGIN, rows, {"margin": ".3f"})
+        lines += _block(title, metrics, forms)
+        if not prefix:
+            lines += _interval_block(rows)
+    lines += _block(_REPEATED, metrics, {f"recall@{k}_repeated": ".3f" for k in REPEATED_AT})
+    lines += _block(_MARGIN, metrics, {"margin": ".3f"})
+    lines += _block(_SILHOUETTE, metrics, {"silhouette": ".3f"})
     lines += ["", _line("", "", list(_CHOICE.values())), "-" * len(head)]
-    lines += _block("five-way choice", rows, dict.fromkeys(_CHOICE, ".3f"))
-    return "\n".join([*lines, *_counts(next(iter(rows.values())))])
+    lines += _block("five-way choice", metrics, dict.fromkeys(_CHOICE, ".3f"))
+    lines += _group_block(list(rows.values())[-1].groups, len(head))
+    return "\n".join([*lines, *_counts(next(iter(metrics.values())))])
 
 
 def _block(
@@ -60,6 +70,40 @@ def _block(
             cells = [_cell(metrics[metric], form) for metric, form in forms.items()]
             lines.append(_line("" if lines else title, name, cells))
     return lines
+
+
+def _interval_block(rows: Mapping[str, Evaluation]) -> list[str]:
+    """Return two lines for each row with intervals: where they begin and where they end."""
+    lines = []
+    for name, row in rows.items():
+        if not row.intervals:
+            continue
+        for end, title in enumerate(_INTERVAL):
+            ends = [row.intervals.get(column, (math.nan,) * 2)[end] for column in _COLUMNS]
+            cells = [_cell(value, ".3f") for value in ends]
+            lines.append(_line(title, "" if end else name, cells))
+    return lines
+
+
+def _group_block(groups: Groups, width: int) -> list[str]:
+    """Return a line for each dataset and level: clips, texts and recalls."""
+    recalls = [f"recall@{k}" for k in RECALL_AT]
+    headings = [f"R@{k}" for k in RECALL_AT]
+    lines = []
+    for kind in _GROUPS:
+        for name, found in groups.get(kind, {}).items():
+            counts = [f"{found[column]:,}" for column in ("clips", "texts")]
+            cells = counts + [_cell(found[recall], ".3f") for recall in recalls]
+            title = _shortened(f"{kind} {name}")
+            lines.append(_line(title[:_FIRST], title[_FIRST:], cells))
+    if not lines:
+        return []
+    return ["", _line("", "", ["clips", "texts", *headings]), "-" * width, *lines, ""]
+
+
+def _shortened(title: str) -> str:
+    most = _FIRST + _SECOND - 1
+    return title if len(title) <= most else title[: most - 1] + "…"
 
 
 def _cell(value: float, form: str) -> str:

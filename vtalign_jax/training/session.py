@@ -9,6 +9,7 @@ import jax
 from vtalign_jax import remote
 from vtalign_jax.config import Config, TrainConfig, to_dict
 from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.training import manifest
 from vtalign_jax.training.checkpoint import (
     FOLDER,
@@ -18,9 +19,10 @@ from vtalign_jax.training.checkpoint import (
     read_extra,
 )
 from vtalign_jax.training.early_stop import EarlyStop
-from vtalign_jax.training.metrics import MetricsWriter, Progress
+from vtalign_jax.training.metrics import MetricsWriter, Progress, StepRows
 from vtalign_jax.training.state import TrainState
 
+EVALUATIONS = "evaluations.jsonl"  # inside a workdir; every evaluation with intervals and groups
 _UPLOAD_SECONDS = 60.0  # at most so often between saves do metrics go to a bucket
 
 
@@ -110,7 +112,7 @@ class Session:
         """
         self.step, self.is_resumed, self.early = 0, False, EarlyStop()
         self._workdir, self._config, self._fingerprints = workdir, config, fingerprints
-        self._growing, self.logs = None, workdir
+        self._growing, self._evaluations, self.logs = None, None, workdir
         self._epoch_steps, self._clips = epoch_steps, dict(clips)
         self.total_steps = epoch_steps * config.train.epochs
         with _writable(workdir):
@@ -153,6 +155,8 @@ class Session:
             self._growing = remote.Growing(self._workdir)
             self.logs = self._growing.folder
         self._writer = MetricsWriter(self.logs, from_step, is_primary=is_primary)
+        if is_primary:
+            self._evaluations = StepRows(f"{self.logs}/{EVALUATIONS}", from_step)
         self.progress = Progress(
             self.total_steps,
             self._config.train.contrastive_batch,
@@ -199,19 +203,29 @@ class Session:
         every = self._epoch_steps * self._config.train.eval_every_epochs
         return done % every == 0 or done == self.total_steps
 
-    def record(self, done: int, prefix: str, scores: Mapping[str, float]) -> None:
-        """Write evaluation scores as `<prefix>/<name>`."""
-        self._writer.write(done, {f"{prefix}/{name}": value for name, value in scores.items()})
-
-    def evaluated(self, done: int, scores: Mapping[str, float], state: TrainState) -> None:
-        """Record `val/...` scores, advance the early stop and save.
+    def record(self, done: int, row: str, found: Evaluation) -> None:
+        """Write an evaluation: its scalars as `<row>/<name>`, and the whole of it.
 
         Args:
           done: steps done.
-          scores: of the evaluation, holding "recall@5".
+          row: "chance", "zero_shot" or "val".
+          found: what was found.
+        """
+        scalars = {f"{row}/{name}": value for name, value in found.scalars().items()}
+        self._writer.write(done, scalars)
+        if self._evaluations is not None:
+            self._evaluations.write(done, {"row": row} | found.to_json())
+
+    def evaluated(self, done: int, found: Evaluation, state: TrainState) -> None:
+        """Record an evaluation as "val", advance the early stop and save.
+
+        Args:
+          done: steps done.
+          found: with "recall@1" and "recall@5" among its metrics.
           state: after these steps.
         """
-        self.record(done, "val", scores)
+        self.record(done, "val", found)
+        scores = found.metrics
         self.early = self.early.updated(scores["recall@5"], done)
         self.progress.set_recall(self.early.last, self.early.best)
         self.progress.say(
@@ -263,6 +277,8 @@ class Session:
         """Wait until everything is on disk."""
         self._checkpoints.close()
         self._writer.close()
+        if self._evaluations is not None:
+            self._evaluations.close()
         if self._growing is not None:
             self._growing.close()
         self.progress.close()
