@@ -16,6 +16,7 @@ from typing import Any
 import av
 from PIL import Image
 
+from benchmarks.memory import status_kib
 from benchmarks.recording import write_recording
 from data.dst_clips.render import render_all
 from vtalign_jax.dst.images import encode_jpeg
@@ -136,13 +137,4 @@ def render_alone(settings: dict[str, Any]) -> None:
     """Render a plan job by job as a worker does, and print the peak memory of it in MiB."""
     for job in itertools.chain.from_iterable(make_plan(Settings(**settings)).jobs.values()):
         render(job)
-    print(_peak_kib() // 1024)
-
-
-def _peak_kib() -> int:
-    """Return the largest resident set of this process so far, in KiB.
-
-    `getrusage` would also count what the process that started this one held at that moment.
-    """
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0])
+    print(status_kib("VmHWM") // 1024)

@@ -5,6 +5,7 @@ r"""Measure parts of the system side by side in one run; prints a JSON object a 
     python launch/bench.py loss
     python launch/bench.py similarity [--base=...] [--sentence_model=...]
     python launch/bench.py load [--forward] [--base=...] [--scratch=...]
+    python launch/bench.py recall [--clips=100000] [--embedding_dim=1024]
     python launch/bench.py step --size=tiny|256M|500M|2.2B [--peer] [--cached] [--pairs=...] ...
 
 `prepare`: rendering clips against a loop that opens, seeks and decodes for each clip, by default on
@@ -23,6 +24,9 @@ lexical ones, the base's own and a sentence-transformers model's.
 converted, against transformers' `from_pretrained` and a copy of every tensor; by default a random
 2.2B checkpoint. With `--forward` the hidden states of a clip and a text in float32 against
 transformers' instead.
+
+`recall`: time of ranking random clips against as many texts, both ways, and the memory it takes
+beside the embeddings.
 
 `step`: the training step with random weights on one device: pairs a second, share of the rate of a
 large matrix product (MFU), memory, time to compile. With `--peer` beside transformers and PEFT with
@@ -52,6 +56,8 @@ _SENTENCE_MODEL = flags.DEFINE_string(
 )
 _FORWARD = flags.DEFINE_bool("forward", False, "load: compare a forward pass in float32 instead")
 _SCRATCH = flags.DEFINE_string("scratch", "", "load: folder for 10 GB, removed afterwards")
+_CLIPS = flags.DEFINE_integer("clips", 100_000, "recall: to rank", lower_bound=2)
+_EMBEDDING_DIM = flags.DEFINE_integer("embedding_dim", 1024, "recall: numbers each", lower_bound=1)
 _SIZE = flags.DEFINE_enum("size", "256M", ("tiny", "256M", "500M", "2.2B"), "step: of the base")
 _PAIRS = flags.DEFINE_integer("pairs", 32, "step: in the loss", lower_bound=2)
 _FRAMES = flags.DEFINE_integer("frames", 8, "step: of a clip", lower_bound=1)
@@ -108,6 +114,13 @@ def _load():
     return load.measure(_BASE.value, _SCRATCH.value, _REPEATS.value, say, forward=_FORWARD.value)
 
 
+def _recall():
+    from benchmarks import recall
+
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    return recall.measure(_CLIPS.value, _EMBEDDING_DIM.value, say)
+
+
 def _step():
     # JAX would take three quarters of a GPU's memory at once, and leave too little for the peer.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -134,6 +147,7 @@ PARTS = {  # each imports what it alone needs
     "loss": _loss,
     "similarity": _similarity,
     "load": _load,
+    "recall": _recall,
     "step": _step,
 }
 
