@@ -13,7 +13,7 @@ from vtalign_jax.evaluation.intervals import bootstrap_intervals
 from vtalign_jax.evaluation.retrieval import rank_queries, summary
 
 _CLIPS_A_RECORDING = 100
-_NOISE = 4.0  # of texts beside their clips, so that some are found and some are not
+_NOISE = 8.0  # of texts beside their clips, so that some are found and some are not
 _ROWS = 4096  # drawn at a time
 
 
