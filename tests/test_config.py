@@ -65,6 +65,7 @@ def test_pretrain_is_the_plan_and_so_are_the_defaults():
         ("tune", "connector", "both", "must be one of frozen, lora, full"),
         ("train", "epochs", True, "config.train.epochs must be int"),
         ("train", "epochs", 2.5, "config.train.epochs must be int"),
+        ("train", "min_recall_gain", -0.01, "config.train.min_recall_gain must lie in"),
         ("tune", "mlp", 1, "config.tune.mlp must be bool"),
     ],
 )

@@ -101,6 +101,7 @@ class TrainConfig:
     eval_batch: int = 32
     min_epochs: int = 5  # no early stop before
     patience: int = 3  # evaluations without a better val/recall@5
+    min_recall_gain: float = 0.0  # val/recall@5 must rise by more than this to count as better
     log_every_steps: int = 10
     save_every_steps: int = 500
     keep_best: int = 1
@@ -187,6 +188,7 @@ _RANGES = {  # field: lowest and highest value allowed, both included
     "train.eval_batch": (1, 2**20),
     "train.min_epochs": (0, 10**6),
     "train.patience": (1, 10**6),
+    "train.min_recall_gain": (0.0, 1.0),
     "train.log_every_steps": (1, 10**9),
     "train.save_every_steps": (1, 10**9),
     "train.keep_best": (1, 10**6),

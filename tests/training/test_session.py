@@ -66,6 +66,17 @@ def test_patience_and_best_survive_a_restart(tmp_path):
     assert kept == {3, 12}  # the best and the newest
 
 
+def test_the_margin_of_the_configuration_decides_what_counts_but_not_what_is_kept(tmp_path):
+    session, config = open_session(tmp_path, min_recall_gain=0.125, patience=2)
+    state = session.start(fresh_state(config))
+    assert not evaluate(session, state, 1, 0.5)
+    assert not evaluate(session, state, 2, 0.5625)
+    assert evaluate(session, state, 3, 0.53125)
+    assert "best val/recall@5 0.5625, after step 6" in session.summary()
+    session.close()
+    assert (tmp_path / "checkpoints" / "6").exists()
+
+
 def test_an_evaluation_is_written_whole_beside_its_scalars(tmp_path):
     group = {"clips": 3, "texts": 2, "recall@1": 0.0, "recall@5": 0.25, "recall@10": 1.0}
     found = Evaluation(

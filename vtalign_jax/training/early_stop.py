@@ -1,4 +1,7 @@
-"""When a run ends before its last epoch: no better `val/recall@5` for a number of evaluations."""
+"""When a run ends before its last epoch: no better `val/recall@5` for a number of evaluations.
+
+How much better is `train.min_recall_gain`; which checkpoint is the best does not depend on it.
+"""
 
 import dataclasses
 from typing import Any, Self
@@ -11,20 +14,32 @@ class EarlyStop:
     Attributes:
       best: highest val/recall@5 so far, None before the first evaluation.
       best_step: the first step that reached it.
-      waited: evaluations since, without a higher one.
+      counted: val/recall@5 of the last improvement that counted: small ones add up from there.
+      waited: evaluations since then.
       last: val/recall@5 of the newest evaluation.
     """
 
     best: float | None = None
     best_step: int | None = None
+    counted: float | None = None
     waited: int = 0
     last: float | None = None
 
-    def updated(self, recall: float, step: int) -> Self:
-        """Return the state after an evaluation; only a strictly higher recall is better."""
-        if self.best is None or recall > self.best:
-            return dataclasses.replace(self, best=recall, best_step=step, waited=0, last=recall)
-        return dataclasses.replace(self, waited=self.waited + 1, last=recall)
+    def updated(self, recall: float, step: int, min_gain: float = 0.0) -> Self:
+        """Return the state after an evaluation.
+
+        Any strictly higher recall is the best; only one more than `min_gain` above `counted` starts
+        the count of evaluations again.
+        """
+        best, best_step = self.best, self.best_step
+        if best is None or recall > best:
+            best, best_step = recall, step
+        counted, waited = self.counted, self.waited + 1
+        if counted is None or recall > counted + min_gain:
+            counted, waited = recall, 0
+        return dataclasses.replace(
+            self, best=best, best_step=best_step, counted=counted, waited=waited, last=recall
+        )
 
     def is_over(self, epoch: int, *, min_epochs: int, patience: int) -> bool:
         """Return whether to stop after `epoch` whole epochs.
@@ -38,4 +53,5 @@ class EarlyStop:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(**values)
+        # Checkpoints from before `counted` counted every improvement.
+        return cls(**({"counted": values["best"]} | values))

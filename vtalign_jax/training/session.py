@@ -226,7 +226,8 @@ class Session:
         """
         self.record(done, "val", found)
         scores = found.metrics
-        self.early = self.early.updated(scores["recall@5"], done)
+        min_gain = self._config.train.min_recall_gain
+        self.early = self.early.updated(scores["recall@5"], done, min_gain)
         self.progress.set_recall(self.early.last, self.early.best)
         self.progress.say(
             f"step {done:,}: val/recall@1 {scores['recall@1']:.3f}, {METRIC} "
