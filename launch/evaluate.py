@@ -1,12 +1,16 @@
 r"""Evaluate: how well a checkpoint's clips find their texts, beside chance and the base model.
 
-python launch/evaluate.py --checkpoint=runs/pretrain [--dataset=datasets/dst_clips] [--split=val]
+    python launch/evaluate.py --checkpoint=runs/pretrain [--dataset=...] [--split=val]
+    python launch/evaluate.py --probe [--base=...] [--dataset=...] [--split=val]
 
 --checkpoint takes a workdir (its best checkpoint is taken and named), a checkpoint or an export;
 --dataset one dataset or several, comma-separated. With --parent_text each text is shown with its
 parent's, and two equal names below different parents are two texts. What the run read from a
 feature cache is read from there again, unless --dataset or merged weights are given;
 --feature_cache says else.
+
+--probe needs no checkpoint: it scores the frozen base by decoder block and pooling, in one pass
+over the clips, and says which settings to train with.
 """
 
 import contextlib
@@ -23,7 +27,9 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from vtalign_jax import commandline, distributed, sharding
-from vtalign_jax.config import Config, MeshConfig
+from vtalign_jax.config import Config, MeshConfig, TuneConfig
+from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation import probe
 from vtalign_jax.evaluation.embed import Evaluator
 from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.evaluation.table import format_table
@@ -33,7 +39,7 @@ from vtalign_jax.interop.forms import SETTINGS
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.pipeline.dataset import ClipSplit, open_split
 from vtalign_jax.pipeline.mixture import describe
-from vtalign_jax.training.assemble import load
+from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.trained import Trained, load_trained
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -49,17 +55,27 @@ _SPLIT = flags.DEFINE_string("split", "", "by default the run's validation split
 _PARENT_TEXT = flags.DEFINE_bool(
     "parent_text", None, "show texts with their parent's; by default as the run's validation did"
 )
-_BASE = flags.DEFINE_string("base", "", "directory or hub id of the base model, where it has moved")
+_BASE = flags.DEFINE_string(
+    "base", "", "directory or hub id of the base model, where it has moved; with --probe which one"
+)
 _FEATURES = flags.DEFINE_string(
     "feature_cache",
     None,
     "what cache_features.py wrote; empty for frames; by default the run's, without --dataset",
 )
+_PROBE = flags.DEFINE_bool(
+    "probe", False, "score the base alone by decoder block and pooling, before any training"
+)
 _JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON instead of a table")
 
 
 def main() -> None:
-    """Evaluate a checkpoint."""
+    """Evaluate a checkpoint, or with --probe the base alone."""
+    if _PROBE.value:
+        _main_of_probe()
+        return
+    if not _CHECKPOINT.value:
+        raise UserError("--checkpoint is missing; see --help")
     # With --json nothing else stands on standard output.
     with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
         facts, rows = _evaluate()
@@ -108,6 +124,60 @@ def _evaluate() -> tuple[dict[str, Any], dict[str, Evaluation]]:
         "parent_text": config.data.eval_parent_text,
     }
     return facts, _scores(trained, config, split, mesh, say)
+
+
+def _main_of_probe() -> None:
+    if _CHECKPOINT.value or _FEATURES.value:
+        raise UserError(
+            "--probe looks at frames and the base alone: leave --checkpoint and --feature_cache "
+            "out, and name the base with --base"
+        )
+    with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
+        config, blocks, chance, found = _probe()
+    if jax.process_index() != 0:
+        return
+    overrides = probe.overrides(found)
+    if _JSON.value:
+        rows = [choice._asdict() | {"metrics": row.metrics} for choice, row in found.items()]
+        best = probe.best_of(found)._asdict()
+        facts = {"base": config.model.base, "dataset": config.data.dir, "blocks": blocks}
+        facts |= {"rows": rows, "best": best, "overrides": overrides}
+        commandline.print_json(facts | {"chance": chance.metrics})
+    else:
+        print(probe.format_probe(found, chance, blocks, overrides))
+    named = f"--config.model.base={config.model.base} --config.data.dir={config.data.dir}"
+    next_command = f"python launch/train.py --config=configs/pretrain.py {named}"
+    out = sys.stderr if _JSON.value else sys.stdout
+    print("next:", next_command, *overrides, file=out)
+
+
+def _probe() -> tuple[Config, int, Evaluation, dict[probe.Choice, Evaluation]]:
+    """Return configuration, number of decoder blocks, chance and what each choice scores."""
+    say = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda line: None
+    standard = Config()
+    config = dataclasses.replace(
+        standard,
+        model=dataclasses.replace(standard.model, base=_BASE.value or standard.model.base),
+        tune=TuneConfig(connector="frozen", text_blocks=0),
+    )
+    dataset = _DATASET.value or config.data.dir
+    split = open_split(dataset, _SPLIT.value or config.data.val_split)
+    mesh = _make_mesh(config.mesh)
+    config = _fitted(config, dataset, split, mesh.size, is_merged=False)
+    assembly = assemble(config)
+    evaluator = Evaluator(
+        assembly.bind, mesh, split, ClipTokenizer(assembly.directory), config, say
+    )
+    say(f"loading the base from {assembly.directory}")
+    params, frozen = load(assembly, mesh)
+    blocks = assembly.base.text.num_hidden_layers
+    wanted = probe.choices(blocks)
+    gib = 2 * len(split) * len(wanted) * assembly.base.text.hidden_size * 4 / 2**30
+    say(
+        f"scoring {len(wanted)} choices of block and pooling on {len(split):,} clips in one pass "
+        f"({gib:.1f} GiB of states on this host): compiling first"
+    )
+    return config, blocks, evaluator.chance(), probe.probe(evaluator, params, frozen, wanted)
 
 
 def _make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
@@ -169,4 +239,4 @@ def _next_command() -> str:
 
 
 if __name__ == "__main__":
-    commandline.run(main, required=("checkpoint",), around=distributed.connected)
+    commandline.run(main, around=distributed.connected)

@@ -4,12 +4,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from tests.tiny_aligner import make_aligner, make_batch, make_config, relative_error
+from tests.evaluation.fake_split import BATCH, FakeSplit, padded_batches
+from tests.tiny_aligner import make_aligner, make_config, relative_error
 from vtalign_jax import sharding
-from vtalign_jax.array_types import Batch
 from vtalign_jax.config import MeshConfig
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation import embed
@@ -21,46 +20,7 @@ from vtalign_jax.evaluation.retrieval import chance_metrics, rank_queries, retri
 from vtalign_jax.evaluation.silhouette import silhouette
 from vtalign_jax.models.aligner import unit_norm
 
-CLIPS, BATCH = 21, 8
 CONFIG = make_config(train={"eval_batch": BATCH})
-
-
-class StoredPart(NamedTuple):
-    data_dir: str
-
-    def __len__(self) -> int:
-        return CLIPS
-
-
-class FakeSplit:
-    """Clips of a random batch."""
-
-    name = "val"
-
-    def __init__(self):
-        self.batch = make_batch(CLIPS)
-        self.identity = self.batch.identity
-        self.parts = [StoredPart("datasets/small")]
-        names = {
-            "dataset": [""] * CLIPS,
-            "level": [f"level {n}" for n in self.identity.level],
-            "recording_id": [f"recording {n}" for n in self.identity.recording],
-        }
-        self.table = pa.table(names)
-
-    def __len__(self):
-        return CLIPS
-
-    def padded(self, records) -> Batch:
-        rows = jax.tree.map(lambda x: x[np.maximum(records, 0)], self.batch)
-        identity = rows.identity._replace(record=records, row_mask=records >= 0)
-        return rows._replace(identity=identity)
-
-
-def _padded_batches(split, tokenizer, config, **processes):
-    for step, begin in enumerate(range(0, CLIPS, BATCH)):
-        records = np.arange(begin, begin + BATCH, dtype=np.int32)
-        yield step, split.padded(np.where(records < CLIPS, records, -1))
 
 
 class Shared(NamedTuple):
@@ -90,7 +50,7 @@ def shared():
         return bind(*values)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embed, "make_eval_loader", _padded_batches)
+        patch.setattr(embed, "make_eval_loader", padded_batches)
         evaluator = _make_evaluator(counted, split, 8, said.append)
         yield Shared(split, bind, params, frozen, traces, said, evaluator)
 

@@ -13,6 +13,7 @@ from tests.pipeline.clip_fixtures import FRAMES, jpeg, make_clips, write_dataset
 from vtalign_jax import config as config_lib
 from vtalign_jax import export
 from vtalign_jax.evaluation.choice import choice_chance, make_questions
+from vtalign_jax.evaluation.probe import choices
 from vtalign_jax.evaluation.retrieval import chance_metrics
 from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.tiny import write_tiny_checkpoint
@@ -98,6 +99,11 @@ def test_json_holds_the_same_numbers_for_any_checkpoint_and_dataset(workdir, tmp
     assert not found["parent_text"]
     assert found["rows"]["zero_shot"].keys() == found["rows"]["checkpoint"].keys()
     assert found["rows"]["zero_shot"] != found["rows"]["checkpoint"]
+    low, high = found["intervals"]["checkpoint"]["recall@5"]
+    assert 0 <= low <= found["rows"]["checkpoint"]["recall@5"] <= high <= 1
+    assert found["groups"]["checkpoint"].keys() == {"dataset", "level", "recording"}
+    assert found["groups"]["checkpoint"]["recording"].keys() == {"r0", "r1", "r2", "r3"}
+    assert found["intervals"]["chance"] == found["groups"]["chance"] == {}
 
 
 def test_a_merged_export_is_scored_and_has_no_base_to_compare_with(workdir, tmp_path):
@@ -127,10 +133,27 @@ def test_several_datasets_with_parent_texts_are_scored_by_the_texts_shown(workdi
     assert f"evaluating on 16 clips of {workdir.parent}/data, 3 clips of" in done.stderr
 
 
+def test_the_base_alone_is_probed_by_block_and_pooling(workdir):
+    base, data = workdir.parent / "base", workdir.parent / "data"
+    done = _evaluate("--probe", f"--base={base}", f"--dataset={data}", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    rows = [(row["block"], row["is_normed"], row["pooling"]) for row in found["rows"]]
+    assert rows == [tuple(choice) for choice in choices(found["blocks"])]
+    assert all(row["metrics"]["clips"] == 16 for row in found["rows"])
+    assert found["chance"] == _chance(open_split(str(data), "val").identity)
+    (pooling,) = found["overrides"]
+    assert done.stderr.splitlines()[-1] == (
+        f"next: python launch/train.py --config=configs/pretrain.py --config.model.base={base} "
+        f"--config.data.dir={data} {pooling}"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ([], "--checkpoint is missing"),
+        (["--probe", "--checkpoint={workdir}"], "leave --checkpoint and --feature_cache out"),
         (["--checkpoint=runs/absent"], "no such checkpoint or workdir runs/absent"),
         (["--checkpoint={workdir}", "--dataset=absent"], "no dataset in absent"),
     ],

@@ -7,7 +7,7 @@ the rows of all of them, and ranks its share of the queries; the numbers of proc
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,30 +58,34 @@ class Embeddings(NamedTuple):
     pooled_text: np.ndarray
 
 
-def make_embed(bind: Bind, mesh: Mesh) -> Callable[[Parameters, Parameters, Batch], tuple]:
-    """Return the jitted `embed(params, frozen, batch) -> (record, Embeddings)`.
+def embed_rows(model: AlignerModel, batch: Batch) -> Embeddings:
+    """Return the embeddings of a batch, with the head and without."""
+    known = stored_prefixes(model, batch)
+    clips = model.pooled_clips(
+        batch.clip_ids, batch.clip_mask, batch.frames, prefix=known.clips, depth=known.depth
+    )  # [B, D]
+    texts = model.pooled_texts(batch.text_ids, batch.text_mask, prefix=known.texts)  # [B, D]
+    return Embeddings(
+        model.project_clips(clips), model.project_texts(texts), unit_norm(clips), unit_norm(texts)
+    )
+
+
+def make_embed(
+    bind: Bind, mesh: Mesh, of_rows: Callable[[AlignerModel, Batch], Any] = embed_rows
+) -> Callable[[Parameters, Parameters, Batch], tuple]:
+    """Return the jitted `embed(params, frozen, batch) -> (record, what of_rows returns)`.
 
     Every device holds the rows of the whole batch.
     """
 
-    def of_rows(params: Parameters, frozen: Parameters, batch: Batch) -> tuple:
+    def of_device(params: Parameters, frozen: Parameters, batch: Batch) -> tuple:
         model = sharding.bind_whole(bind, mesh, params, frozen)
-        known = stored_prefixes(model, batch)
-        clips = model.pooled_clips(
-            batch.clip_ids, batch.clip_mask, batch.frames, prefix=known.clips, depth=known.depth
-        )  # [B, D]
-        texts = model.pooled_texts(batch.text_ids, batch.text_mask, prefix=known.texts)  # [B, D]
-        return batch.identity.record, Embeddings(
-            model.project_clips(clips),
-            model.project_texts(texts),
-            unit_norm(clips),
-            unit_norm(texts),
-        )
+        return batch.identity.record, of_rows(model, batch)
 
     def embed(params: Parameters, frozen: Parameters, batch: Batch) -> tuple:
         rows = sharding.ROWS
         given = (sharding.WHOLE, sharding.frozen_specs(frozen), rows)
-        return sharding.per_device(of_rows, mesh, given, rows)(params, frozen, batch)
+        return sharding.per_device(of_device, mesh, given, rows)(params, frozen, batch)
 
     return jax.jit(
         embed,
@@ -101,12 +105,15 @@ def without_adapters(params: Parameters) -> dict[str, jax.Array]:
     }
 
 
-def collect(rows: Iterable[tuple[jax.Array, Embeddings]], count: int) -> Embeddings:
+def collect(rows: Iterable[tuple[jax.Array, Any]], count: int) -> Any:
     """Return the embeddings of records 0..count-1, whatever order the devices hold them in.
 
     Args:
-      rows: (record int32[B], Embeddings of B rows); record -1 is padding.
+      rows: (record int32[B], named tuple of float32[B, ...]); record -1 is padding.
       count: N.
+
+    Returns:
+      The same named tuple of float32[N, ...].
 
     Raises:
       ValueError: a record is missing.
@@ -115,14 +122,15 @@ def collect(rows: Iterable[tuple[jax.Array, Embeddings]], count: int) -> Embeddi
     for record, embeddings in rows:
         record, parts = np.asarray(record), [np.asarray(part) for part in embeddings]
         if gathered is None:
-            gathered = [np.empty((count, part.shape[1]), np.float32) for part in parts]
+            make = type(embeddings)
+            gathered = [np.empty((count, *part.shape[1:]), np.float32) for part in parts]
         real = record >= 0
         found[record[real]] = True
         for whole, part in zip(gathered, parts, strict=True):
             whole[record[real]] = part[real]
     if not found.all():
         raise ValueError(f"{count - found.sum()} of {count} records were not embedded")
-    return Embeddings(*gathered)
+    return make(*gathered)
 
 
 class Evaluator:
@@ -151,15 +159,29 @@ class Evaluator:
           UserError: the batch does not divide over the devices.
         """
         sharding.check_batch("train.eval_batch", config.train.eval_batch, mesh)
-        self._embed, self._mesh, self._say = make_embed(bind, mesh), mesh, say
+        self._bind, self._mesh, self._say = bind, mesh, say
+        self._embed = make_embed(bind, mesh)
         self._split, self._tokenizer, self._config = split, tokenizer, config
         self._identity = evaluation_identity(split, config.data)
 
     def embeddings(self, params: Parameters, frozen: Parameters) -> Embeddings:
         """Return the embeddings of every clip and text of the split, in record order."""
-        return collect(self._rows(params, frozen), len(self._split))
+        return collect(self._rows(self._embed, params, frozen), len(self._split))
 
-    def _rows(self, params: Parameters, frozen: Parameters) -> Iterable[tuple]:
+    def pass_over(
+        self, of_rows: Callable[[AlignerModel, Batch], Any], params: Parameters, frozen: Parameters
+    ) -> Any:
+        """Return what `of_rows` makes of every clip and text, in record order.
+
+        Args:
+          of_rows: (model, batch) -> named tuple of float32[B, ...]; compiled anew for each call.
+          params: the trainable leaves.
+          frozen: the base.
+        """
+        embed = make_embed(self._bind, self._mesh, of_rows)
+        return collect(self._rows(embed, params, frozen), len(self._split))
+
+    def _rows(self, embed: Callable, params: Parameters, frozen: Parameters) -> Iterable[tuple]:
         batch_size, count = self._config.train.eval_batch, len(self._split)
         loader = make_eval_loader(
             self._split,
@@ -172,7 +194,7 @@ class Evaluator:
         # One batch runs on the device while the rows of the one before are copied.
         held = None
         for number, (_, batch) in enumerate(loader):
-            running = self._embed(params, frozen, sharding.to_devices(batch, self._mesh))
+            running = embed(params, frozen, sharding.to_devices(batch, self._mesh))
             if held is not None:
                 yield held
             held = running

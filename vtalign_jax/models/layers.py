@@ -89,7 +89,7 @@ def scan_blocks(
     *,
     depth: int,
     first: int = 0,
-    collect: bool = False,
+    keep: Callable[[Array], Array] | None = None,
     remat: str = "none",
 ) -> tuple[Array, Array | None]:
     """Run `depth` stacked blocks one after the other.
@@ -100,18 +100,18 @@ def scan_blocks(
       call: (one block, its input, its index) -> its output.
       depth: number of blocks.
       first: index given to the first block.
-      collect: also return every block's output.
+      keep: what of every block's output to return as well.
       remat: what of a block is computed again in the backward pass, see `REMAT`.
 
     Returns:
-      the last block's output, and float[depth, B, S, D] or None.
+      the last block's output, and what is kept of each, [depth, ...], or None.
     """
     graphdef, state = nnx.split(blocks)
 
     def body(x: Array, step: tuple[Array, nnx.State]) -> tuple[Array, Array | None]:
         index, block_state = step
         x = call(nnx.merge(graphdef, block_state), x, index)
-        return x, x if collect else None
+        return x, None if keep is None else keep(x)
 
     # A scan's body is never merged by CSE.
     body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[remat])

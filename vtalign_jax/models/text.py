@@ -1,5 +1,7 @@
 """The Llama decoder of SmolVLM, in two stacks: lower blocks, and top blocks with adapters."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,12 +166,23 @@ class TextModel(nnx.Module):
         """Return the hidden states after the last norm for what `lower` returned."""
         return self.norm(self._run("tuned_layers", x, token_mask, dropout_keys)[0])
 
-    def every_layer(self, x: Array, token_mask: Array) -> Array:
-        """Return float[L + 1, B, S, D]: the input, then each block's output, not normed."""
+    def every_layer(
+        self, x: Array, token_mask: Array, keep: Callable[[Array], Array] = lambda x: x
+    ) -> Array:
+        """Return what is kept of the input, then of each block's output, not normed.
+
+        Args:
+          x: float[B, S, D], see `__call__`.
+          token_mask: bool[B, S].
+          keep: float[B, S, D] -> float[...]; all of it unless said otherwise.
+
+        Returns:
+          float[L + 1, ...].
+        """
         x = x.astype(self.dtype)
-        outputs = [x[None]]
+        outputs = [keep(x)[None]]
         for name in self.depths:
-            x, each = self._run(name, x, token_mask, collect=True)
+            x, each = self._run(name, x, token_mask, keep=keep)
             outputs += [] if each is None else [each]
         return jnp.concatenate(outputs)
 
@@ -180,7 +193,7 @@ class TextModel(nnx.Module):
         token_mask: Array,
         keys: Array | None = None,
         *,
-        collect: bool = False,
+        keep: Callable[[Array], Array] | None = None,
     ) -> tuple[Array, Array | None]:
         """Run one stack, which may be empty."""
         depth = self.depths[name]
@@ -194,6 +207,6 @@ class TextModel(nnx.Module):
             lambda block, x, index: block(x, table, token_mask, fold_rows(keys, index)),
             depth=depth,
             first=0 if name == "layers" else self.depths["layers"],
-            collect=collect,
+            keep=keep,
             remat=self.remat,
         )

@@ -1,5 +1,7 @@
 """The SigLIP vision tower of SmolVLM: square frames to patch features, nothing trained in it."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,14 +156,16 @@ class VisionEncoder(nnx.Module):
         self.depth = config.num_hidden_layers
         self.layers = VisionBlock(f"{path}.layers", config, build.stacked(self.depth))
 
-    def __call__(self, x: Array, *, collect: bool = False) -> tuple[Array, Array | None]:
-        """Return the last block's output and, if asked, every block's, float[L, B, P, V]."""
+    def __call__(
+        self, x: Array, *, keep: Callable[[Array], Array] | None = None
+    ) -> tuple[Array, Array | None]:
+        """Return the last block's output and what is kept of each block's, [L, ...], or None."""
         return scan_blocks(
             self.layers,
             x,
             lambda block, x, _: block(x),
             depth=self.depth,
-            collect=collect,
+            keep=keep,
         )
 
 
@@ -185,5 +189,5 @@ class VisionModel(nnx.Module):
     def every_layer(self, frames: Array) -> Array:
         """Return float[L + 1, B, P, V]: the embeddings, then each block's output, not normed."""
         x = self.embeddings(frames)
-        _, outputs = self.encoder(x, collect=True)
+        _, outputs = self.encoder(x, keep=lambda x: x)
         return jnp.concatenate([x[None], outputs])
