@@ -19,6 +19,7 @@ from absl import flags
 
 from vtalign_jax import commandline
 from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.evaluation.table import format_table
 
 PROMISED = {"recall@5": 0.9, "recall@1": 0.5}  # on videos never seen
@@ -50,7 +51,12 @@ def main() -> None:
     exported = workdir / "exports" / "peft"
     _run("launch/export.py", f"--checkpoint={workdir}", "--format=peft", f"--out={exported}")
 
-    rows = {row: _with_nan(metrics) for row, metrics in result["rows"].items()}
+    rows = {
+        row: Evaluation.from_json(
+            {"metrics": metrics} | {part: result[part][row] for part in ("intervals", "groups")}
+        )
+        for row, metrics in result["rows"].items()
+    }
     print(f"\n{'=' * 72}\nvalidation videos, never seen in training:\n{format_table(rows)}\n")
     for what, where in (
         ("metrics of training", workdir / "metrics.jsonl"),
@@ -60,7 +66,7 @@ def main() -> None:
         print(f"{what + ':':22}{where}")
     print(f"{'waiting for data:':22}{_data_wait(workdir):.2%} of the training steps' time")
     print(f"the demo took {time.monotonic() - began:.0f} s")
-    _check(rows["checkpoint"])
+    _check(rows["checkpoint"].metrics)
 
 
 def _make_folder(out: pathlib.Path) -> None:
@@ -92,11 +98,6 @@ def _data_wait(workdir: pathlib.Path) -> float:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "train/data_wait" in row]
     return sum(row["train/data_wait"] for row in rows) / len(rows)  # intervals of as many steps
-
-
-def _with_nan(metrics: dict[str, float | None]) -> dict[str, float]:
-    """Return the metrics with null, JSON's way to say not a number, read back."""
-    return {name: float("nan") if value is None else value for name, value in metrics.items()}
 
 
 def _check(reached: dict[str, float]) -> None:

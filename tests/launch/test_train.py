@@ -71,6 +71,16 @@ def test_a_run_leaves_what_it_should(finished, dataset):
     named = [json.loads(line) for line in (finished / "confused.jsonl").read_text().splitlines()]
     assert [row["step"] for row in named] == list(range(1, 13))
     assert all(row["pairs"] for row in named)
+    whole = [json.loads(line) for line in (finished / "evaluations.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["row"]) for row in whole] == [
+        *((0, row) for row in ("chance", "zero_shot", "val")),
+        *((step, "val") for step in (3, 6, 9, 12)),
+    ]
+    last = [row for row in recorded if "val/recall@5" in row][-1]
+    assert whole[-1]["metrics"]["recall@5"] == last["val/recall@5"]
+    ends = [last["val/recall@5_low"], last["val/recall@5_high"]]
+    assert whole[-1]["intervals"]["recall@5"] == ends
+    assert len(whole[-1]["groups"]["recording"]) == 2
     assert recorded[0]["step"] == 0
     assert "chance/recall@5" in recorded[0]
     assert any("zero_shot/recall@5" in row for row in recorded[:2])
@@ -137,7 +147,8 @@ def test_kill_9_and_the_same_command_end_as_if_nothing_had_happened(tmp, finishe
     output = commands.run(*train_arguments(dataset, workdir))
     assert "resuming after step" in output
     assert rows(workdir) == rows(finished)
-    assert (workdir / "confused.jsonl").read_text() == (finished / "confused.jsonl").read_text()
+    for name in ("confused.jsonl", "evaluations.jsonl"):
+        assert (workdir / name).read_text() == (finished / name).read_text()
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

@@ -1,5 +1,6 @@
 """A run's bookkeeping over restarts: early stop, patience, skipped updates."""
 
+import dataclasses
 import json
 import math
 
@@ -96,6 +97,9 @@ def test_an_evaluation_is_written_whole_beside_its_scalars(tmp_path):
         "intervals": {"recall@5": [0.125, 0.5], "mAP": [0.0, 1.0]},
         "groups": {"dataset": {"a": group}, "level": {"step": group}, "recording": {"r": group}},
     }
+    again = Evaluation.from_json(json.loads(line))
+    assert math.isnan(again.metrics.pop("margin"))
+    assert again == dataclasses.replace(found, metrics={"recall@1": 0.0, "recall@5": 0.25})
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line) == {
         "step": 0,

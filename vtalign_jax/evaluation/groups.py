@@ -5,12 +5,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from vtalign_jax.evaluation.result import Groups
 from vtalign_jax.evaluation.retrieval import RECALL_AT, Ranked
 from vtalign_jax.pipeline.dataset import ClipSplit
 
 KINDS = {"dataset": "dataset", "level": "level", "recording": "recording_id"}  # kind: column
-
-Groups = dict[str, dict[str, dict[str, float]]]
 
 
 def group_names(split: ClipSplit) -> dict[str, np.ndarray]:

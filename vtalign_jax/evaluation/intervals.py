@@ -14,6 +14,7 @@ Source: cluster bootstrap with percentile intervals (Davison and Hinkley, 1997, 
 import numpy as np
 
 from vtalign_jax.evaluation.ranking import Ranks
+from vtalign_jax.evaluation.result import Intervals
 from vtalign_jax.evaluation.retrieval import DIRECTIONS, RECALL_AT, Ranked
 
 RESAMPLES = 1000
@@ -21,8 +22,6 @@ _NAMES = (*(f"recall@{k}" for k in RECALL_AT), "mAP")
 PERCENTILES = (2.5, 97.5)
 _SEED = 20_240
 _DRAWN = 2**22  # recordings drawn together
-
-Intervals = dict[str, tuple[float, float]]
 
 
 def bootstrap_intervals(ranked: Ranked) -> Intervals:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
-from vtalign_jax.evaluation.groups import Groups
-from vtalign_jax.evaluation.intervals import Intervals
+Intervals = dict[str, tuple[float, float]]  # metric -> (low, high)
+Groups = dict[str, dict[str, dict[str, float]]]  # kind -> name -> counts and recalls
 
 _SHOWN_KINDS = ("dataset", "level")  # of groups, each in `metrics.jsonl`; recordings are many
 _SHOWN = "recall@5"  # of a group, and with its interval
@@ -41,3 +41,10 @@ class Evaluation:
         metrics = {name: x if math.isfinite(x) else None for name, x in self.metrics.items()}
         intervals = {name: list(ends) for name, ends in self.intervals.items()}
         return {"metrics": metrics, "intervals": intervals, "groups": self.groups}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Return what `to_json` gave; more keys do no harm."""
+        metrics = {name: math.nan if x is None else x for name, x in values["metrics"].items()}
+        intervals = {name: tuple(ends) for name, ends in values["intervals"].items()}
+        return cls(metrics, intervals, values["groups"])

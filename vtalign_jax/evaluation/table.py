@@ -6,8 +6,7 @@ R@k is recall@k, median the median rank. Below: the last row's recalls a dataset
 import math
 from collections.abc import Mapping
 
-from vtalign_jax.evaluation.groups import Groups
-from vtalign_jax.evaluation.result import Evaluation
+from vtalign_jax.evaluation.result import Evaluation, Groups
 from vtalign_jax.evaluation.retrieval import RECALL_AT, REPEATED_AT
 
 _BLOCKS = {  # prefix of a metric's name: what it is called
