@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import prepare
+from benchmarks import prepare, recall
 from data.dst_clips.write import Listeners, Machines, write_dataset
 from tests.commands import one_error_line, run
 from tests.index_video import constant_ticks, write_video
@@ -64,6 +64,22 @@ def test_input_is_measured_on_one_core_beside_torch(recordings, tmp_path):
         max(rates[a], rates[b]) for a, b in [("threads", "worker"), ("torch", "torch_worker")]
     )
     assert row["ratio_to_torch"] == pytest.approx(ours / peer, rel=0.05)
+
+
+def test_ranking_is_measured_with_the_memory_it_takes():
+    (row,) = recall.measure(1500, 64, lambda line: None)
+    assert (row["part"], row["clips"], row["texts"], row["pairs"]) == (
+        "recall",
+        1500,
+        1500,
+        1500**2,
+    )
+    assert row["embeddings_gib"] == 0.0  # 0.7 MiB
+    assert 0 <= row["more_memory_gib"] < 0.5
+    assert row["seconds"] > 0
+    assert row["processor_seconds"] > 0
+    low, high = row["recall@5_interval"]
+    assert 0 < low <= row["recall@5"] <= high < 1
 
 
 def test_a_part_that_is_missing_unknown_or_too_many_is_one_line(tmp_path):

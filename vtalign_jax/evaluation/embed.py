@@ -26,7 +26,7 @@ from vtalign_jax.evaluation.choice import (
 )
 from vtalign_jax.evaluation.groups import group_names, group_recalls
 from vtalign_jax.evaluation.intervals import bootstrap_intervals
-from vtalign_jax.evaluation.ranking import Share
+from vtalign_jax.evaluation.ranking import ALONE, Share
 from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.evaluation.retrieval import chance_metrics, rank_queries, summary
 from vtalign_jax.evaluation.silhouette import silhouette
@@ -250,7 +250,7 @@ class Evaluator:
 def _share() -> Share:
     """Return this process's share of the ranking."""
     if jax.process_count() == 1:
-        return Share()
+        return ALONE
 
     def total(counts: np.ndarray) -> np.ndarray:
         everyone = multihost_utils.process_allgather(counts.astype(np.int32))  # JAX has no int64

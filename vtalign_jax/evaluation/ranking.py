@@ -81,6 +81,9 @@ class Share(NamedTuple):
     total: Callable[[np.ndarray], np.ndarray] = lambda counts: counts
 
 
+ALONE = Share()
+
+
 class _Questions:
     """Queries of one kind and direction, and how many candidates reach their right ones' scores."""
 

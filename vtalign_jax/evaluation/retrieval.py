@@ -17,6 +17,7 @@ import numpy as np
 from vtalign_jax.array_types import Identity
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.ranking import (
+    ALONE,
     TILE,
     Answers,
     Ranks,
@@ -55,7 +56,7 @@ def rank_queries(
     z_video: np.ndarray,
     z_text: np.ndarray,
     identity: Identity,
-    share: Share = Share(),  # noqa: B008  (a NamedTuple cannot change)
+    share: Share = ALONE,
     tile: int = TILE,
 ) -> Ranked:
     """Return how every query is answered, both ways, multi-instance and plain.
