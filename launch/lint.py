@@ -23,15 +23,14 @@ from vtalign_jax import commandline
 from vtalign_jax.dst import lint_report, report
 from vtalign_jax.dst.contact_sheet import (
     Clip,
-    Typeface,
     choose_clips,
     draw_sheet,
-    load_typeface,
     render_clips,
 )
 from vtalign_jax.dst.lint import Linted, Options, lint, with_skips
 from vtalign_jax.dst.plan import Settings
 from vtalign_jax.dst.settings_flags import define_settings_flags, shown_flags, typed_settings
+from vtalign_jax.dst.typeface import Typeface, load_typeface
 from vtalign_jax.errors import UserError
 from vtalign_jax.processes import make_pool, map_in_order
 

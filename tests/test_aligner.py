@@ -15,7 +15,7 @@ from tests.interop.checkpoints import (
     write_checkpoint,
 )
 from vtalign_jax import export
-from vtalign_jax.clips import check_clips
+from vtalign_jax.clips import Square, check_clips, read_spans
 from vtalign_jax.dst.images import make_square
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.forms import FORMS, PEFT
@@ -180,6 +180,13 @@ def test_a_span_of_a_video_gives_what_its_frames_give(aligner, videos):
     shown = frames[a][[25, 35]]
     np.testing.assert_allclose(fewer, aligner.encode_clips(shown[None], None, 1.0), atol=1e-5)
     assert aligner.encode_videos([]).shape == (0, 24)
+
+
+def test_the_prompt_says_a_spans_whole_seconds_wherever_it_lies(videos):
+    spans = [(videos / "a.mp4", 0.1, 4.1), (videos / "a.mp4", -0.1, 1.9)]
+    assert 4.1 - 0.1 < 4
+    square = Square(8, "square", 0)
+    assert [clip.seconds for _, clip in read_spans(spans, FRAMES, square)] == [2.0, 4.0]
 
 
 def test_many_spans_of_one_video_are_those_alone(aligner, videos):

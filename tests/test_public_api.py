@@ -6,7 +6,7 @@ import pytest
 import vtalign_jax as vt
 
 
-@pytest.mark.parametrize("name", ["Aligner", "load_smolvlm", "weighted_info_nce"])
+@pytest.mark.parametrize("name", ["Aligner", "ground", "load_smolvlm", "weighted_info_nce"])
 def test_public_names_are_found_where_they_are_used(name):
     assert callable(getattr(vt, name))
     assert name in dir(vt)

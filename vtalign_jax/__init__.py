@@ -5,6 +5,7 @@ from typing import Any
 
 _HOMES = {  # public name -> module; loaded on first use, so that `import vtalign_jax` stays light
     "Aligner": "vtalign_jax.aligner",
+    "ground": "vtalign_jax.evaluation.grounding",
     "load_smolvlm": "vtalign_jax.interop.weights",
     "weighted_info_nce": "vtalign_jax.objectives.info_nce",
 }

@@ -52,6 +52,7 @@ class Aligner:
     Attributes:
       trained: where it comes from, and its configuration.
       temperature: tau; `z_video @ z_text.T / temperature` are the logits of training.
+      square: how pictures are made the model's.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Aligner:
         self.trained = trained
         self._params = frozen | {path: jnp.asarray(x) for path, x in trained.params.items()}
         self._tokenizer = ClipTokenizer(assembly.directory)
-        self._square = Square(
+        self.square = Square(
             self._tokenizer.image_size,
             fit or trained.facts["fit"],
             trained.facts["rotate"] if rotate is None else rotate,
@@ -156,7 +157,7 @@ class Aligner:
         """
         windows = self.trained.facts["window_seconds"] if window_seconds is None else window_seconds
         given = enumerate(check_clips(frames, frame_mask, windows))
-        rows = ((place, self._clip_row(clip.squared(self._square))) for place, clip in given)
+        rows = ((place, self._clip_row(clip.squared(self.square))) for place, clip in given)
         return self._embed(self._clips, rows)
 
     def encode_videos(self, spans: Sequence[Span], frames: int | None = None) -> np.ndarray:
@@ -178,8 +179,25 @@ class Aligner:
         if not isinstance(count, numbers.Integral) or count < 1:
             raise UserError(f"frames must be 1 or more, a whole number, got {frames!r}")
         check_spans(spans)
-        read = read_spans(spans, count, self._square)
-        return self._embed(self._clips, ((place, self._clip_row(clip)) for place, clip in read))
+        return self.encode_squares(read_spans(spans, count, self.square))
+
+    def encode_squares(
+        self, clips: Iterable[tuple[int, Clip]], *, is_padded: bool = False
+    ) -> np.ndarray:
+        """Return the embeddings of clips that come one by one, of squares that are made already.
+
+        The next clips are made while earlier ones are embedded, and few are held at a time.
+
+        Args:
+          clips: (place, clip) in any order; the places are 0 to B - 1, once each.
+          is_padded: fill the last rows of a kind up to a full piece: for many clips, of which the
+            one shape is compiled then, not three.
+
+        Returns:
+          float32[B, E], unit norm, in the order of the places.
+        """
+        rows = ((place, self._clip_row(clip)) for place, clip in clips)
+        return self._embed(self._clips, rows, is_padded)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return the embeddings of texts: float32[B, E], unit norm.
@@ -219,7 +237,9 @@ class Aligner:
         tokens = self._tokenizer.max_clip_tokens(slots, window)
         return _Row(ids, -(-tokens // _TOKEN_STEP) * _TOKEN_STEP, clip.frames, slots)
 
-    def _embed(self, function: Callable, rows: Iterable[tuple[int, _Row]]) -> np.ndarray:
+    def _embed(
+        self, function: Callable, rows: Iterable[tuple[int, _Row]], is_padded: bool = False
+    ) -> np.ndarray:
         """Return the embeddings of rows in the order of their places."""
         found: dict[int, np.ndarray] = {}
         running: list[tuple[Sequence[int], jax.Array]] = []  # while the next rows are made
@@ -228,7 +248,7 @@ class Aligner:
             places, embedded = running.pop(0)
             found.update(zip(places, np.asarray(embedded), strict=True))
 
-        for places, piece in _pieces(rows):
+        for places, piece in _pieces(rows, is_padded):
             with jax.default_matmul_precision(self._precision):
                 running.append((places, function(self._params, *self._stack(piece))))
             if len(running) > 1:
@@ -256,9 +276,14 @@ class Aligner:
 
 
 def _pieces(
-    rows: Iterable[tuple[int, _Row]],
+    rows: Iterable[tuple[int, _Row]], is_padded: bool
 ) -> Iterator[tuple[tuple[int, ...], tuple[_Row, ...]]]:
-    """Yield (places, rows) of one bucket and of one of the sizes of `_PIECES`."""
+    """Yield (places, rows) of one bucket and of one of the sizes of `_PIECES`.
+
+    Args:
+      rows: (place, row).
+      is_padded: repeat the last row of a bucket, at its own place, until the piece is full.
+    """
     waiting: dict[tuple[int, int], list[tuple[int, _Row]]] = {}
     for place, row in rows:
         bucket = waiting.setdefault((row.tokens, row.slots), [])
@@ -267,6 +292,8 @@ def _pieces(
             yield tuple(zip(*bucket, strict=True))
             bucket.clear()
     for (_, slots), bucket in waiting.items():
+        if bucket and is_padded:
+            bucket += [bucket[-1]] * (_sizes(slots)[0] - len(bucket))
         for size in _sizes(slots):
             while len(bucket) >= size:
                 yield tuple(zip(*bucket[:size], strict=True))

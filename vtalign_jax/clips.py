@@ -228,7 +228,8 @@ def _read_pass(
                 f"{path} has no frame from {start} to {end} s, it is {video.duration:.2f} s long; "
                 "give a span inside it"
             )
-        yield place, Clip(found, numbers, frames, end - start)
+        # 4.1 - 0.1 is less than 4, and the prompt says whole seconds.
+        yield place, Clip(found, numbers, frames, round(end - start, 6))
 
 
 def _squares(

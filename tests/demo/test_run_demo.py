@@ -20,7 +20,11 @@ def test_only_an_earlier_demo_is_replaced(tmp_path):
 
 @pytest.mark.parametrize(
     ("reached", "is_kept"),
-    [({"recall@5": 0.9, "recall@1": 0.5}, True), ({"recall@5": 0.95, "recall@1": 0.49}, False)],
+    [
+        ({"recall@5": 0.9, "recall@1": 0.5, run_demo.GROUNDING: 0.3}, True),
+        ({"recall@5": 0.95, "recall@1": 0.49, run_demo.GROUNDING: 0.9}, False),
+        ({"recall@5": 0.95, "recall@1": 0.95, run_demo.GROUNDING: 0.29}, False),
+    ],
 )
 def test_a_broken_promise_fails_the_demo(reached, is_kept, capsys):
     if is_kept:

@@ -8,16 +8,15 @@ from PIL import Image, ImageColor, features
 
 from tests.index_video import constant_ticks, read_index, write_video
 from vtalign_jax.dst.contact_sheet import (
-    Typeface,
     choose_clips,
     draw_sheet,
-    load_typeface,
     render_clips,
 )
 from vtalign_jax.dst.finder import Source
 from vtalign_jax.dst.nodes import Node, Skip, Video
 from vtalign_jax.dst.pairs import make_pairs
 from vtalign_jax.dst.records import make_jobs
+from vtalign_jax.dst.typeface import Typeface, load_typeface
 from vtalign_jax.dst.windows import window_chooser
 from vtalign_jax.errors import UserError
 

@@ -6,17 +6,15 @@ import dataclasses
 import io
 import itertools
 import random
-import unicodedata
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
-from etils import epath
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.pairs import Pair
 from vtalign_jax.dst.records import Job, render
-from vtalign_jax.errors import UserError
+from vtalign_jax.dst.typeface import Typeface
 
 _FRAME, _GAP = 128, 4  # pixels
 _A_ROW = 8  # frames
@@ -93,42 +91,6 @@ def render_clips(job: Job) -> list[Clip]:
         frames = dict(zip(record["frame_times"], record["frames"], strict=True))
         clips.append(Clip(pair, frames, skips.get(pair.node_id)))
     return clips
-
-
-@dataclasses.dataclass(frozen=True)
-class Typeface:
-    """The letters of a sheet: of a font file, or Pillow's own, which has little beyond ASCII."""
-
-    data: bytes = b""
-
-    def font(self, size: int) -> Any:
-        """Return the font of a size in pixels."""
-        if self.data:
-            return ImageFont.truetype(io.BytesIO(self.data), size)
-        return ImageFont.load_default(size)
-
-    def letters(self, text: str) -> str:
-        """Return the text in letters that can be drawn; what has no such letter shows as a box."""
-        if self.data:
-            return text
-        apart = unicodedata.normalize("NFKD", text)
-        return "".join(char for char in apart if not unicodedata.combining(char))
-
-
-def load_typeface(path: str) -> Typeface:
-    """Return the typeface of a font file, or Pillow's own for "".
-
-    Raises:
-      UserError: no font file.
-    """
-    if not path:
-        return Typeface()
-    try:
-        face = Typeface(epath.Path(path).read_bytes())
-        face.font(_TEXT)
-    except OSError as error:
-        raise UserError(f"cannot read the font {path}: {error}; give a .ttf or .otf") from None
-    return face
 
 
 def draw_sheet(clips: list[Clip], title: str, face: Typeface) -> Image.Image:

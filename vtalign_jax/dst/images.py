@@ -14,7 +14,7 @@ MAX_BYTES = 64 * 2**20  # larger image files are refused before they are read
 _FORMATS = ("JPEG", "PNG", "WEBP")
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # Pillow's conversion to RGB would clip them
 
-_ROTATIONS = {  # degrees counter-clockwise
+ROTATED = {  # degrees counter-clockwise
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
     270: Image.Transpose.ROTATE_270,
@@ -35,7 +35,7 @@ def make_square(picture: Image.Image, size: int, fit: str, rotate: int) -> Image
     """
     picture = picture if picture.mode == "RGB" else picture.convert("RGB")
     if rotate:
-        picture = picture.transpose(_ROTATIONS[rotate])
+        picture = picture.transpose(ROTATED[rotate])
     if fit == "center_crop":
         return _cover(picture, size)
     return _resize(_resize(picture, _longest_edge(*picture.size, size)), (size, size))
@@ -56,7 +56,7 @@ def encode_jpeg(picture: Image.Image | bytes, size: int, fit: str, rotate: int) 
       ValueError: bytes that are no such picture, damaged or too large.
     """
     if isinstance(picture, bytes):
-        opened = _open(picture)
+        opened = open_picture(picture)
         is_ready = opened.format == "JPEG" and opened.mode == "RGB" and not rotate
         if is_ready and opened.size == (size, size):
             return picture
@@ -66,8 +66,12 @@ def encode_jpeg(picture: Image.Image | bytes, size: int, fit: str, rotate: int) 
     return buffer.getvalue()
 
 
-def _open(data: bytes) -> Image.Image:
-    """Return a decoded image file; one that its EXIF turned has no `format` any more."""
+def open_picture(data: bytes) -> Image.Image:
+    """Return a decoded image file, as its EXIF turns it; it has no `format` if that did turn it.
+
+    Raises:
+      ValueError: no such picture, damaged or too large.
+    """
     try:
         with warnings.catch_warnings():  # of sizes that are refused below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

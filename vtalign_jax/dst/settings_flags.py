@@ -14,6 +14,34 @@ flags.disclaim_key_flags()  # they are the command's that calls, so that its --h
 def define_settings_flags() -> None:
     """Define one flag for each field of `Settings`."""
     default = Settings("", "")
+    define_source_flags()
+    flags.DEFINE_string("recording_template", "", "The recording of a uid, from the same names.")
+    flags.DEFINE_string("fit", "", "square or center_crop; default: the layout's, else square.")
+    flags.DEFINE_integer(
+        "rotate", None, "Degrees counter-clockwise; default: the layout's, else 0."
+    )
+    flags.DEFINE_integer("image_size", default.image_size, "Edge of the stored square, in pixels.")
+    flags.DEFINE_integer("frames", default.frames, "Frames stored a clip; a run may use fewer.")
+    flags.DEFINE_string(
+        "strategy",
+        default.strategy,
+        "Length of a clip: center (--window_seconds), span (its node's, and --pad_seconds on each "
+        "side) or adaptive (EgoVLP: in proportion to the recording's mean gap between nodes, "
+        "--window_seconds on average).",
+    )
+    flags.DEFINE_float("window_seconds", default.window_seconds, "Length of a clip, in seconds.")
+    flags.DEFINE_float("pad_seconds", default.pad_seconds, "What --strategy=span adds, in seconds.")
+    flags.DEFINE_string("on_leakage", default.on_leakage, "error, or drop from train.")
+    flags.DEFINE_float("val_fraction", default.val_fraction, "Recordings for val if none is given.")
+
+
+def define_source_flags(levels: str = Settings.levels) -> None:
+    """Define the flags that say which nodes of which annotations, and where their frames lie.
+
+    Args:
+      levels: the default of --levels.
+    """
+    default = Settings("", "")
     flags.DEFINE_string(
         "annotations", "", "Comma-separated files or globs; train.json gives a split."
     )
@@ -38,32 +66,15 @@ def define_settings_flags() -> None:
         "Comma-separated paths below --videos, of {uid}, {dataset} and groups of --uid_pattern; * "
         "is any name. Without an ending, Arrow frames, videos and folders of images are tried.",
     )
-    flags.DEFINE_string("recording_template", "", "The recording of a uid, from the same names.")
-    flags.DEFINE_string("fit", "", "square or center_crop; default: the layout's, else square.")
-    flags.DEFINE_integer(
-        "rotate", None, "Degrees counter-clockwise; default: the layout's, else 0."
-    )
     flags.DEFINE_float("source_fps", None, "Frame rate of images, or behind Arrow frames.")
     flags.DEFINE_integer("limit_videos", 0, "Take this many videos only, for a first try; 0: all.")
-    flags.DEFINE_integer("image_size", default.image_size, "Edge of the stored square, in pixels.")
-    flags.DEFINE_integer("frames", default.frames, "Frames stored a clip; a run may use fewer.")
-    flags.DEFINE_string(
-        "strategy",
-        default.strategy,
-        "Length of a clip: center (--window_seconds), span (its node's, and --pad_seconds on each "
-        "side) or adaptive (EgoVLP: in proportion to the recording's mean gap between nodes, "
-        "--window_seconds on average).",
-    )
-    flags.DEFINE_float("window_seconds", default.window_seconds, "Length of a clip, in seconds.")
-    flags.DEFINE_float("pad_seconds", default.pad_seconds, "What --strategy=span adds, in seconds.")
-    flags.DEFINE_string("levels", default.levels, "leaves, all, or some of step,substep,action.")
-    flags.DEFINE_string("on_leakage", default.on_leakage, "error, or drop from train.")
-    flags.DEFINE_float("val_fraction", default.val_fraction, "Recordings for val if none is given.")
+    flags.DEFINE_string("levels", levels, "leaves, all, or some of step,substep,action.")
 
 
 def typed_settings() -> Settings:
-    """Return the settings as typed."""
-    return Settings(**{name: flags.FLAGS[name].value for name in Settings.__dataclass_fields__})
+    """Return the settings as typed; what the command has no flag for stays at its default."""
+    typed = {n: flags.FLAGS[n].value for n in Settings.__dataclass_fields__ if n in flags.FLAGS}
+    return Settings(**typed)
 
 
 def shown_flags(settings: Settings) -> str:

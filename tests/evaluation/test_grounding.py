@@ -1,0 +1,113 @@
+import json
+
+import numpy as np
+import pytest
+
+import vtalign_jax as vt
+from tests.index_video import constant_ticks, write_video
+from tests.interop.checkpoints import make_config, write_base, write_checkpoint
+from vtalign_jax.dst.finder import Source
+from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation import grounding_files
+from vtalign_jax.evaluation.grounding import ground
+from vtalign_jax.evaluation.grounding_jobs import Job
+from vtalign_jax.evaluation.questions import Question
+from vtalign_jax.evaluation.spans import WindowGrid, interval_iou
+
+TEXTS = ["attach the wheel", "screw"]
+GRID = WindowGrid((2.0, 4.0), 0.5)
+
+
+@pytest.fixture(scope="module")
+def aligner(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    float32 = {"compute_dtype": "float32", "frozen_dtype": "float32"}
+    config = make_config(write_base(folder / "base", "smolvlm"), model=float32)
+    return vt.Aligner.load(write_checkpoint(folder / "run", config))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "a.mp4"
+    write_video(path, constant_ticks(73, 10), rate=10)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def found(aligner, video):
+    return vt.ground(aligner, video, TEXTS, GRID.widths, stride=GRID.stride, keep=3)
+
+
+def test_scores_are_the_cosines_of_each_window_embedded_on_its_own(aligner, video, found):
+    assert found.seconds == pytest.approx(7.3)
+    np.testing.assert_allclose(found.windows, GRID.over(found.seconds))
+    spans = [(video, *window) for window in found.windows.tolist()]
+    alone = aligner.encode_texts(TEXTS) @ aligner.encode_videos(spans).T
+    np.testing.assert_allclose(found.scores, alone, atol=2e-6)
+    assert np.ptp(found.scores) > 1e-3
+
+
+def test_spans_are_the_best_windows_that_overlap_little(found):
+    for row, spans in zip(found.scores, found.spans, strict=True):
+        assert spans[0].score == row.max()
+        assert [span.score for span in spans] == sorted((s.score for s in spans), reverse=True)
+        overlaps = interval_iou(np.array(spans)[:, :2], np.array(spans)[:, :2])
+        assert (overlaps - np.eye(len(spans)) <= 0.3).all()
+    assert found.lost == {}
+    assert len(found.sights) == 12
+
+
+def test_a_document_says_what_was_found_and_how_good_it_is(found, tmp_path):
+    best = found.spans[0][0]
+    annotated = ((best.start, best.end), (6.0, 6.0))
+    source = Source("video", "x", "x", 0, "square", 0)
+    job = Job("a", source, [Question(TEXTS[0], "action", annotated), Question(TEXTS[1])])
+    answers = grounding_files.answers_of(job, found, 4.0)
+    assert answers[1] is None
+    asked = grounding_files.settings_shown(GRID, "runs/x", 0.3, 4.0)
+    document = grounding_files.document(job, found, answers, ["a.png"], asked)
+    first, second = json.loads(json.dumps(document))["texts"]
+    assert first["iou"] == 1.0
+    assert first["annotated"] == [[best.start, best.end], [6.0, 6.0]]
+    assert first["spans"][0]["score"] == pytest.approx(best.score, abs=1e-5)
+    assert (second["iou"], second["level"], second["annotated"]) == (None, "", [])
+    assert document["metrics"]["all"]["model"]["mean_iou"] == 1.0
+    assert document["metrics"]["all"]["questions"] == 1
+    assert (document["picture"], document["windows"]["count"]) == ("a.png", len(found.windows))
+    whole = grounding_files.summary([document, document], answers[:1] * 2, {"b": "gone"}, asked)
+    assert (whole["video"], whole["failed"]) == ("2 videos", {"b": "gone"})
+    assert set(document) <= set(whole)
+
+
+def test_files_of_equally_named_videos_do_not_replace_each_other():
+    names = grounding_files.file_names(["a", "A", "summary", "x/y", "a"])
+    assert names == ["a", "A-2", "summary-2", "x_y", "a-3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"source": "absent.mp4"}, "no such video absent.mp4"),
+        ({"texts": []}, "texts are missing"),
+        ({"texts": "one string"}, "texts are missing"),
+        ({"keep": 0}, "keep is how many"),
+        ({"nms_iou": 1.5}, "nms_iou must lie"),
+        ({"widths": (0.01,)}, "widths must lie"),
+        ({"source_fps": -1.0}, "source_fps must be above 0"),
+    ],
+)
+def test_a_mistake_is_named(aligner, video, arguments, expected):
+    with pytest.raises(UserError, match=expected):
+        ground(aligner, **({"source": video, "texts": TEXTS} | arguments))
+
+
+def test_what_is_no_video_is_named(aligner, tmp_path):
+    (tmp_path / "no.mp4").write_text("not a video")
+    (tmp_path / "no.arrow").write_text("not Arrow")
+    for name in ("no.mp4", "no.arrow"):
+        with pytest.raises(UserError, match=f"cannot read .*{name}: unreadable"):
+            ground(aligner, tmp_path / name, TEXTS)
+    with pytest.raises(UserError, match="is a folder of images"):
+        ground(aligner, tmp_path, TEXTS)
+    with pytest.raises(UserError, match="no numbered image"):
+        ground(aligner, tmp_path, TEXTS, source_fps=2.0)
