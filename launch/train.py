@@ -1,7 +1,7 @@
 r"""Train: adapt SmolVLM to a dataset of clips and texts.
 
     python launch/train.py --config=configs/pretrain.py --workdir=runs/pretrain \
-        [--config.optim.learning_rate=3e-5] [--profile_steps=10:15]
+        [--config.optim.learning_rate=3e-5] [--profile_steps=10:15] [--quiet]
 
 The same command resumes from the newest checkpoint of the workdir. SIGTERM and Ctrl-C save and end;
 a second Ctrl-C ends at once. On a TPU pod start it on every host; elsewhere --coordinator,
@@ -59,6 +59,7 @@ _WORKDIR = flags.DEFINE_string(
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", "", "first:last step to trace into tensorboard/ of the workdir, such as 10:15"
 )
+_QUIET = flags.DEFINE_bool("quiet", False, "print warnings, evaluations and the end alone")
 
 _COMPILED = "compilation_cache"  # inside a workdir
 
@@ -96,7 +97,8 @@ def main() -> None:
     _say_cut_texts(train_split, tokenizer, config)
     evaluator = Evaluator(model.bind, mesh, val_split, tokenizer, config, _say)
     fingerprints = _fingerprints(model, config, train_split, val_split)
-    session = Session(workdir, config, fingerprints, epoch_steps, _clip_facts(train_split))
+    clips = _clip_facts(train_split)
+    session = Session(workdir, config, fingerprints, epoch_steps, clips, is_quiet=_QUIET.value)
     _check_processes(workdir, config, fingerprints)
     initial = FRESH if session.is_resumed else read_initial(config, model, _say)
     session.open()
@@ -145,7 +147,8 @@ def main() -> None:
                 session.progress.say(line)
         is_ending = ending.is_due(done)
         if session.is_evaluation_due(done):
-            session.evaluated(done, evaluator.score(state.params, frozen), state)
+            scores = evaluator.score(state.params, frozen)
+            session.evaluated(done, scores, state, evaluator.sample)
             session.progress.say(mask_log.line())
         elif session.is_save_due(done) or is_ending:
             session.save(done, state)
@@ -155,7 +158,7 @@ def main() -> None:
     batches.close()
     mask_log.close()
     session.close()
-    _say(session.summary())
+    _say(session.summary(), always=True)
     sys.exit(ending.exit_code())
 
 
@@ -341,8 +344,8 @@ def _is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def _say(line: str) -> None:
-    if _is_primary():
+def _say(line: str, *, always: bool = False) -> None:
+    if _is_primary() and (always or not _QUIET.value or line.startswith("warning:")):
         print(line, flush=True)
 
 

@@ -16,6 +16,7 @@ def run(
     main: Callable[..., None],
     required: tuple[str, ...] = (),
     parts: tuple[str, ...] = (),
+    takes_more: bool = False,
     around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> None:
     """Parse the flags, call `main`, and end with `error: ...` and code 2 on a user's mistake.
@@ -26,6 +27,7 @@ def run(
       main: called once the flags are parsed, without arguments or with the part.
       required: names of flags that must be given.
       parts: what the command's one positional argument may be; () for no such argument.
+      takes_more: whether `main` takes what is no flag.
       around: entered once the flags are parsed, left when `main` returns or raises.
     """
 
@@ -34,7 +36,7 @@ def run(
             rest = flags.FLAGS(argv)
             if parts and (len(rest) < 2 or rest[1] not in parts):
                 raise UserError(f"say which part: {' or '.join(parts)}; see --help")
-            if len(rest) > 1 + bool(parts):
+            if len(rest) > 1 + bool(parts) and not takes_more:
                 raise UserError(f"unexpected argument {rest[-1]!r}; a flag is --name=value")
             for name in required:
                 value = flags.FLAGS[name].value

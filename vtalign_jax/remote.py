@@ -70,12 +70,17 @@ def absolute(given: "epath.Path") -> "epath.Path":
 
 
 def write_text(file: "epath.Path", text: str) -> None:
+    """Write a text as `write_bytes` does."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: "epath.Path", data: bytes) -> None:
     """Write a file that is never seen in part: objects never are, a local one is renamed."""
     if is_remote(file):
-        file.write_text(text)
+        file.write_bytes(data)
         return
     written = file.with_name(file.name + ".new")
-    written.write_text(text)
+    written.write_bytes(data)
     written.replace(file)
 
 

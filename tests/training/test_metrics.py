@@ -1,13 +1,17 @@
 import io
 import json
 import struct
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from vtalign_jax.errors import UserError
+from vtalign_jax.training.board import Board
 from vtalign_jax.training.metrics import TIMING, MetricsWriter, Progress, read_rows
 
 
@@ -102,6 +106,37 @@ def test_tensorboard_hides_what_the_run_writes_again(tmp_path, restored_step, fi
     assert starts == [first]
 
 
+def test_tensorboard_shows_pictures_and_hyper_parameters_with_the_result(tmp_path):
+    board = Board(str(tmp_path), first_step=0)
+    board.image("val/similarity", 7, np.full((4, 6, 3), 200, np.uint8))
+    fields = {"optim.learning_rate": 1e-3, "tune.mlp": False, "model.base": "tiny", "a.b": None}
+    board.hyper_parameters(9, fields, {"best/recall@5": 0.75})
+    board.close()
+    (events,) = tmp_path.iterdir()
+    values = [v for event in _tensorboard_events(events) for v in event.summary.value]
+    tags = {value.tag: value for value in values}
+    assert (tags["val/similarity"].image.height, tags["val/similarity"].image.width) == (4, 6)
+    assert tags["best/recall_5"].simple_value == 0.75
+    told = tags["_hparams_/session_start_info"].metadata.plugin_data.content
+    start = HParamsPluginData.FromString(told).session_start_info
+    assert start.hparams["optim.learning_rate"].number_value == 1e-3
+    assert start.hparams["model.base"].string_value == "tiny"
+    columns = tags["_hparams_/experiment"].metadata.plugin_data.content
+    experiment = HParamsPluginData.FromString(columns).experiment
+    assert [each.name.tag for each in experiment.metric_infos] == ["best/recall_5"]
+
+
+def test_pytorch_is_not_imported_for_tensorboard(tmp_path):
+    code = """if True:
+        import sys
+        from vtalign_jax.training.board import Board
+        Board(sys.argv[1], 0).close()
+        assert not {"torch", "google.cloud.storage"} & set(sys.modules), "it was"
+    """
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == 0
+
+
 def test_progress_off_a_terminal_is_plain_lines():
     stream = io.StringIO()
     progress = Progress(total_steps=20, pairs_a_step=32, stream=stream)
@@ -115,8 +150,9 @@ def test_progress_off_a_terminal_is_plain_lines():
     progress.set_recall(0.25, 0.5)
     progress.show(5, timing | {"train/loss": 2.5, "train/loss/same_recording": 0.3})
     assert stream.getvalue().splitlines() == [
-        "step 4/20: loss 2.5000, loss_itc 2.2500, 123.4 pairs/s, data wait 2%",
-        "step 5/20: loss 2.5000, 123.4 pairs/s, data wait 2%, recall@5 0.250 (best 0.500)",
+        "step 4/20: loss 2.5000, loss_itc 2.2500, 123.4 pairs/s, data wait 2%, 0:00:00 left",
+        "step 5/20: loss 2.5000, 123.4 pairs/s, data wait 2%, recall@5 0.250 (best 0.500), "
+        "0:00:00 left",
     ]
 
 
@@ -134,6 +170,39 @@ def test_progress_on_a_terminal_is_a_bar():
     assert "11/20" in stream.getvalue()
     assert "loss 2.5000" in stream.getvalue()
     assert "evaluating\n" in stream.getvalue()
+
+
+def test_progress_says_how_much_time_is_left_at_the_pace_of_its_own_steps(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    stream = io.StringIO()
+    progress = Progress(total_steps=5000, pairs_a_step=32, start_step=1000, stream=stream)
+    clock[0] += 1000.0  # compiling
+    progress.advance(0.0)
+    progress.show(1001, progress.timing())
+    for _ in range(4):
+        clock[0] += 2.0
+        progress.advance(0.0)
+    progress.show(1005, progress.timing())
+    clock[0] += 2.0
+    progress.show(5000, progress.timing())
+    lines = stream.getvalue().splitlines()
+    assert [line.rpartition(", ")[2] for line in lines][1] == "2:13:10 left"
+    assert "left" not in lines[0] + lines[2]
+
+
+def test_quiet_progress_prints_what_is_said_alone():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream in (io.StringIO(), Terminal()):
+        progress = Progress(total_steps=20, pairs_a_step=32, stream=stream, is_quiet=True)
+        progress.advance(0.0)
+        progress.show(1, progress.timing() | {"train/loss": 2.5})
+        progress.say("warning: told")
+        progress.close()
+        assert stream.getvalue() == "warning: told\n"
 
 
 def test_progress_counts_pairs_and_waiting_of_its_interval_only(monkeypatch):

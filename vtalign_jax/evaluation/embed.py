@@ -27,13 +27,14 @@ from vtalign_jax.evaluation.choice import (
 from vtalign_jax.evaluation.groups import group_names, group_recalls
 from vtalign_jax.evaluation.intervals import bootstrap_intervals
 from vtalign_jax.evaluation.ranking import ALONE, Share
+from vtalign_jax.evaluation.report.sample import Sample, choose, name
 from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.evaluation.retrieval import chance_metrics, rank_queries, summary
 from vtalign_jax.evaluation.silhouette import silhouette
 from vtalign_jax.models.aligner import AlignerModel, unit_norm
 from vtalign_jax.pipeline.dataset import ClipSplit
 from vtalign_jax.pipeline.loader import make_eval_loader
-from vtalign_jax.pipeline.texts import evaluation_identity
+from vtalign_jax.pipeline.texts import evaluation_identity, shown_texts
 from vtalign_jax.pipeline.transforms import Tokenizer
 from vtalign_jax.training.step import stored_prefixes
 
@@ -208,7 +209,12 @@ class Evaluator:
     def score(self, params: Parameters, frozen: Parameters) -> Evaluation:
         """Return what the embeddings through the head score."""
         found = self.embeddings(params, frozen)
+        self._shown = choose(self._identity, found.z_video, found.z_text)
         return self.evaluated(found.z_video, found.z_text)
+
+    def sample(self, step: int) -> Sample:
+        """Return what the report shows of the last `score`, after this many steps."""
+        return name(self._shown, step, self._split, shown_texts(self._split, self._config.data))
 
     def score_untrained(
         self, params: Parameters, frozen: Parameters

@@ -81,6 +81,17 @@ def padded_length(
     return min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, data.max_text_tokens)
 
 
+def shown_texts(split: ClipSplit, data: DataConfig) -> list[str]:
+    """Return the text of each record as an evaluation shows it."""
+    if not data.eval_parent_text:
+        return split.texts
+    parents = split.table["parent_text"].to_pylist()
+    return [
+        with_parent(data.parent_text, parent or "", name)
+        for parent, name in zip(parents, split.texts, strict=True)
+    ]
+
+
 def evaluation_identity(split: ClipSplit, data: DataConfig) -> Identity:
     """Return who each record is, equal `text` meaning that an evaluation shows equal texts.
 

@@ -78,7 +78,7 @@ def read_config(workdir: str | epath.Path) -> Config:
     Raises:
       UserError: there is none, or it is not a configuration of this version.
     """
-    return config_lib.resolve(_read(epath.Path(workdir) / CONFIG))
+    return config_lib.resolve(read_json(epath.Path(workdir) / CONFIG))
 
 
 def check_resume(
@@ -135,7 +135,7 @@ def write_manifest(
     """
     path = epath.Path(workdir) / MANIFEST
     is_resumed = restored_step is not None and path.exists()
-    manifest = _read(path) if is_resumed else {"starts": []}
+    manifest = read_json(path) if is_resumed else {"starts": []}
     manifest |= {"seeds": {"train.seed": config.train.seed}}
     manifest |= {"fingerprints": fingerprints.to_json()} | facts
     manifest |= {"starts": [*manifest["starts"], describe_start(restored_step)]}
@@ -194,7 +194,12 @@ def _flat(nested: dict[str, Any]) -> dict[str, Any]:
     return {f"{a}.{b}": value for a, section in nested.items() for b, value in section.items()}
 
 
-def _read(path: epath.Path) -> dict[str, Any]:
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Return what a file of a workdir holds.
+
+    Raises:
+      UserError: there is none, or it is not JSON.
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:

@@ -1,5 +1,6 @@
 """What a run reports: `metrics.jsonl`, TensorBoard and the progress line."""
 
+import datetime
 import json
 import math
 import sys
@@ -8,13 +9,13 @@ from collections.abc import Mapping
 from typing import TextIO
 
 import numpy as np
-import tensorboardX
 import tqdm
 from etils import epath
 
 from vtalign_jax import remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.processes import host_gib
+from vtalign_jax.training.board import Board
 
 FILE, BOARD = "metrics.jsonl", "tensorboard"  # inside a workdir
 # The scalars that depend on the machine; every other one is the same after kill and resume. Pairs
@@ -57,7 +58,9 @@ class MetricsWriter:
     """Appends scalars to `metrics.jsonl` (as `StepRows`) and to TensorBoard.
 
     After kill and resume the file is that of a run that was never stopped, `TIMING` apart.
-    TensorBoard shows "@" as "_", which tensorboardX puts in its place.
+
+    Attributes:
+      board: TensorBoard's files; None where this process does not write.
     """
 
     def __init__(
@@ -78,13 +81,14 @@ class MetricsWriter:
           UserError: `metrics.jsonl` holds a line that is not a JSON object with a step.
         """
         self._rows: StepRows | None = None
+        self.board: Board | None = None
         if not is_primary:
             return
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self._rows = StepRows(workdir / FILE, restored_step)
-        purge = 0 if restored_step is None else restored_step + 1
-        self._board = tensorboardX.SummaryWriter(str(workdir / BOARD), purge_step=purge)
+        first_step = 0 if restored_step is None else restored_step + 1
+        self.board = Board(str(workdir / BOARD), first_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write one row; what is not finite becomes null."""
@@ -92,20 +96,19 @@ class MetricsWriter:
             return
         values = {name: _plain(value) for name, value in scalars.items()}
         self._rows.write(step, values)
-        for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(name, value, int(step))
+        known = {name: value for name, value in values.items() if value is not None}
+        self.board.scalars(int(step), known)
 
     def flush(self) -> None:
         """Write what TensorBoard's files still lack."""
         if self._rows is not None:
-            self._board.flush()
+            self.board.flush()
 
     def close(self) -> None:
         """Flush TensorBoard and close the files."""
         if self._rows is not None:
             self._rows.close()
-            self._board.close()
+            self.board.close()
 
 
 def _plain(value: object) -> int | float | None:
@@ -149,7 +152,7 @@ def _drop_later_rows(path: epath.Path, last_step: int) -> None:
 class Progress:
     """The line that says how a run is doing: a bar on a terminal, plain lines otherwise.
 
-    Step, pairs/s, the share of time spent waiting for data, losses, last and best recall.
+    Step, pairs/s, share of time spent waiting for data, losses, last and best recall, time left.
     """
 
     def __init__(
@@ -160,6 +163,7 @@ class Progress:
         *,
         stream: TextIO | None = None,
         is_primary: bool = True,
+        is_quiet: bool = False,
     ):
         """Start the clock.
 
@@ -169,13 +173,14 @@ class Progress:
           start_step: steps done before, by the run that is resumed.
           stream: default standard error.
           is_primary: whether this process prints.
+          is_quiet: whether only what is said prints: no bar, no line of a step.
         """
         stream = sys.stderr if stream is None else stream
         self._pairs, self._total, self._stream = pairs_a_step, total_steps, stream
-        self._is_primary = is_primary
-        self._recall = ""
+        self._is_primary, self._is_quiet = is_primary, is_quiet
+        self._recall, self._began_at, self._done = "", None, start_step
         self._bar = None
-        if is_primary and stream.isatty():
+        if is_primary and not is_quiet and stream.isatty():
             self._bar = tqdm.tqdm(
                 total=total_steps, initial=start_step, file=stream, unit="step", dynamic_ncols=True
             )
@@ -188,7 +193,10 @@ class Progress:
     def advance(self, data_wait_seconds: float) -> None:
         """Count one step, of which this long was spent waiting for the batch."""
         self._steps += 1
+        self._done += 1
         self._waited += data_wait_seconds
+        if self._began_at is None:  # what came before is compilation
+            self._began_at = time.perf_counter(), self._done
         if self._bar is not None:
             self._bar.update()
 
@@ -212,10 +220,20 @@ class Progress:
             f"data wait {float(scalars[TIMING[1]]):.0%}",
         ]
         line = ", ".join(parts) + self._recall
-        if self._bar is not None:
+        if self._is_quiet:
+            return
+        if self._bar is not None:  # which says itself how much time is left
             self._bar.set_postfix_str(line)
         else:
-            self.say(f"step {step}/{self._total}: {line}")
+            self.say(f"step {step}/{self._total}: {line}{self._time_left(step)}")
+
+    def _time_left(self, step: int) -> str:
+        """Return how long the rest takes at the pace so far, evaluations included."""
+        if self._began_at is None or self._done == self._began_at[1] or step >= self._total:
+            return ""
+        began, first = self._began_at
+        seconds = (time.perf_counter() - began) / (self._done - first) * (self._total - step)
+        return f", {datetime.timedelta(seconds=round(seconds))} left"
 
     def set_recall(self, last: float, best: float) -> None:
         """Set what the line says about val/recall@5."""

@@ -1,7 +1,7 @@
 """What a run keeps in its workdir (checkpoints, metrics, early stop) and goes on from."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,8 @@ import jax
 from vtalign_jax import remote
 from vtalign_jax.config import Config, TrainConfig, to_dict
 from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation.report.page import FILE as REPORT
+from vtalign_jax.evaluation.report.sample import Sample
 from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.training import manifest
 from vtalign_jax.training.checkpoint import (
@@ -20,6 +22,7 @@ from vtalign_jax.training.checkpoint import (
 )
 from vtalign_jax.training.early_stop import EarlyStop
 from vtalign_jax.training.metrics import MetricsWriter, Progress, StepRows
+from vtalign_jax.training.run_report import RunReport
 from vtalign_jax.training.state import TrainState
 
 EVALUATIONS = "evaluations.jsonl"  # inside a workdir; every evaluation with intervals and groups
@@ -95,6 +98,8 @@ class Session:
         fingerprints: manifest.Fingerprints,
         epoch_steps: int,
         clips: Mapping[str, Any],
+        *,
+        is_quiet: bool = False,
     ):
         """Look into the workdir and make sure that it holds this run; nothing is written yet.
 
@@ -105,6 +110,7 @@ class Session:
           epoch_steps: steps of an epoch.
           clips: `window_seconds`, `fit` and `rotate` of the dataset's clips, by which later
             embeddings go where nobody says otherwise; see `trained.Trained`.
+          is_quiet: whether lines of steps are left out.
 
         Raises:
           UserError: the checkpoint belongs to a run with another configuration, base or dataset, or
@@ -113,7 +119,7 @@ class Session:
         self.step, self.is_resumed, self.early = 0, False, EarlyStop()
         self._workdir, self._config, self._fingerprints = workdir, config, fingerprints
         self._growing, self._evaluations, self.logs = None, None, workdir
-        self._epoch_steps, self._clips = epoch_steps, dict(clips)
+        self._epoch_steps, self._clips, self._is_quiet = epoch_steps, dict(clips), is_quiet
         self.total_steps = epoch_steps * config.train.epochs
         with _writable(workdir):
             found = find_standing(workdir, config, fingerprints)
@@ -157,11 +163,13 @@ class Session:
         self._writer = MetricsWriter(self.logs, from_step, is_primary=is_primary)
         if is_primary:
             self._evaluations = StepRows(f"{self.logs}/{EVALUATIONS}", from_step)
+        self._drawn = RunReport(self._workdir, self._writer.board, self._config)
         self.progress = Progress(
             self.total_steps,
             self._config.train.contrastive_batch,
             self.step,
             is_primary=is_primary,
+            is_quiet=self._is_quiet,
         )
         if self.early.last is not None:
             self.progress.set_recall(self.early.last, self.early.best)
@@ -216,13 +224,20 @@ class Session:
         if self._evaluations is not None:
             self._evaluations.write(done, {"row": row} | found.to_json())
 
-    def evaluated(self, done: int, found: Evaluation, state: TrainState) -> None:
-        """Record an evaluation as "val", advance the early stop and save.
+    def evaluated(
+        self,
+        done: int,
+        found: Evaluation,
+        state: TrainState,
+        make_sample: Callable[[int], Sample] | None = None,
+    ) -> None:
+        """Record an evaluation as "val", advance the early stop, save, and draw the report.
 
         Args:
           done: steps done.
           found: with "recall@1" and "recall@5" among its metrics.
           state: after these steps.
+          make_sample: see `RunReport.evaluated`.
         """
         self.record(done, "val", found)
         scores = found.metrics
@@ -234,6 +249,8 @@ class Session:
             f"{scores['recall@5']:.3f}, best {self.early.best:.3f} at step {self.early.best_step:,}"
         )
         self.save(done, state, {METRIC: scores["recall@5"]})
+        for line in self._drawn.evaluated(done, make_sample):
+            self.progress.say(line)
         self.progress.restart_clock()
 
     def is_save_due(self, done: int) -> bool:
@@ -266,6 +283,7 @@ class Session:
         best = self._checkpoints.path(self.early.best_step)
         return (
             f"best {METRIC} {self.early.best:.4f}, after step {self.early.best_step:,}: {best}\n"
+            f"report: {self._workdir}/{REPORT}\n"
             f"next: python launch/evaluate.py --checkpoint={self._workdir}"
         )
 
@@ -277,6 +295,7 @@ class Session:
     def close(self) -> None:
         """Wait until everything is on disk."""
         self._checkpoints.close()
+        self._drawn.close(self._checkpoints.latest_step(), self.early.best)
         self._writer.close()
         if self._evaluations is not None:
             self._evaluations.close()

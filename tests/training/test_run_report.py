@@ -1,0 +1,64 @@
+"""What training draws, and that no drawing ends it."""
+
+import io
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from tests.evaluation.test_report_sample import make_sample
+from tests.report_runs import ORDINARY, make_run
+from tests.tiny_aligner import make_config
+from vtalign_jax.evaluation.report import page
+from vtalign_jax.evaluation.report import sample as samples
+from vtalign_jax.training.board import Board
+from vtalign_jax.training.run_report import RunReport
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return make_run(tmp_path / "run", ORDINARY)
+
+
+def _tags(workdir) -> list[str]:
+    (file,) = (workdir / "tensorboard").iterdir()
+    stream, tags = io.BytesIO(file.read_bytes()), []
+    while head := stream.read(12):
+        event = Event.FromString(stream.read(struct.unpack("<Q", head[:8])[0]))
+        stream.read(4)
+        tags += [value.tag for value in event.summary.value]
+    return tags
+
+
+def test_an_evaluation_is_kept_drawn_and_shown_in_tensorboard(workdir):
+    (workdir / samples.FILE).unlink()
+    board = Board(str(workdir / "tensorboard"), 0)
+    report = RunReport(str(workdir), board, make_config())
+    assert report.evaluated(20, lambda step: make_sample()[0]._replace(step=step)) == []
+    assert samples.read(workdir).step == 20
+    assert "after step 20" in (workdir / page.FILE).read_text()
+    report.close(30, 0.75)
+    board.close()
+    assert {"val/similarity", "best/recall_5", "_hparams_/experiment"} <= set(_tags(workdir))
+
+
+def test_what_cannot_be_drawn_is_a_warning_with_its_cause(workdir):
+    board = Board(str(workdir / "tensorboard"), 0)
+    report = RunReport(str(workdir), board, make_config())
+
+    def fail(step):
+        raise RuntimeError("no embedding\nof step 20")
+
+    (line,) = report.evaluated(20, fail)
+    assert line.startswith("warning: report.html could not be drawn (no embedding of step 20)")
+    assert f"python launch/report.py --workdir={workdir}" in line
+    board.close()
+
+
+def test_other_processes_draw_nothing(workdir):
+    (workdir / samples.FILE).unlink()
+    report = RunReport(str(workdir), None, make_config())
+    assert report.evaluated(20, lambda step: make_sample()[0]) == []
+    report.close(20, 0.5)
+    assert not (workdir / samples.FILE).exists()
+    assert not (workdir / page.FILE).exists()

@@ -1,0 +1,200 @@
+"""`report.html`: a run on one page that needs nothing else, and several runs side by side.
+
+Jinja2 escapes every value; pictures are data URIs; the page's policy (Content-Security-Policy)
+allows no request at all and no script but the one written here, by its hash. What is drawn is
+bounded (clips, queries, points of a line, rows of a table), so that the page stays small.
+"""
+
+import base64
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+from etils import epath
+
+from vtalign_jax import remote
+from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation.report import pictures, tables
+from vtalign_jax.evaluation.report.charts import HEIGHT, WIDTH
+from vtalign_jax.evaluation.report.curves import compared_curves, mask_curves, run_curves
+from vtalign_jax.evaluation.report.gallery import KINDS, Gallery, make_gallery
+from vtalign_jax.evaluation.report.grounding import timelines
+from vtalign_jax.evaluation.report.run import Run, flat, read_run
+
+FILE, COMPARISON = "report.html", "comparison.html"
+MOST_COMPARED = 8  # lines of one chart that can be told apart
+_TEMPLATES = Path(__file__).parent / "templates"
+_CUT = 90  # letters shown of a name; the rest on hover
+
+
+def write_report(workdir: str | epath.Path, out: str = "", dataset: str = "") -> epath.Path:
+    """Write the page of a run; return where.
+
+    Args:
+      workdir: of `launch/train.py`.
+      out: a file; by default `report.html` in the workdir.
+      dataset: where the run's dataset is, by default where it was.
+
+    Raises:
+      UserError: it is no workdir.
+    """
+    run = read_run(workdir)
+    path = remote.path(out) if out else run.workdir / FILE
+    _write(path, render("report.html.j2", report_context(run, dataset)))
+    return path
+
+
+def write_comparison(workdirs: Sequence[str | epath.Path], out: str = "") -> epath.Path:
+    """Write a page of several runs; return where.
+
+    Args:
+      workdirs: two to eight.
+      out: a file; by default `comparison.html` in this folder.
+
+    Raises:
+      UserError: one is no workdir, or there are too few or too many.
+    """
+    if not 2 <= len(workdirs) <= MOST_COMPARED:
+        raise UserError(
+            f"--compare takes two to {MOST_COMPARED} workdirs, separated by commas; "
+            f"{len(workdirs)} given"
+        )
+    runs = _told_apart([read_run(workdir) for workdir in workdirs])
+    path = remote.path(out or COMPARISON)
+    _write(path, render("comparison.html.j2", comparison_context(runs)))
+    return path
+
+
+def report_context(run: Run, dataset: str = "") -> dict[str, Any]:
+    """Return what the template of one run shows; `dataset` as in `write_report`."""
+    sample, before = run.sample, run.config.get("data", {}).get("dir", "")
+    gallery = make_gallery(sample, dataset or str(before)) if sample is not None else None
+    return {
+        "run": run,
+        "tiles": _tiles(run),
+        "facts": tables.run_facts(run),
+        "fields": sorted(flat(run.config).items()),
+        "charts": run_curves(run),
+        "recall": tables.recall_tables(run),
+        "groups": tables.group_tables(run.best),
+        "counts": run.best.metrics if run.best else {},
+        "mask": tables.mask_table(run),
+        "mask_charts": mask_curves(run),
+        "confused": tables.confused(run),
+        "sample": sample,
+        "heat": pictures.heat_map(sample) if sample else None,
+        "colours": pictures.COLOURS,
+        "lowest": pictures.LOW,
+        "gallery": gallery,
+        "directions": _directions(gallery),
+        "plane": pictures.plane(sample) if sample else None,
+        "timelines": timelines(run.grounding),
+        "exports": tables.export_table(run),
+    }
+
+
+def comparison_context(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return what the template of several runs shows."""
+    data = {(run.manifest.get("fingerprints") or {}).get("data") for run in runs}
+    return {
+        "runs": runs,
+        "figures": tables.comparison_table(runs),
+        "differences": tables.differences(runs),
+        "charts": compared_curves(runs),
+        "is_same_data": len(data) == 1,
+    }
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """Return a page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cut": _cut, "data_uri": _data_uri, "hue": _hue}
+    script = (_TEMPLATES / "page.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    own = {  # of this package: the one text that is not escaped
+        "style": markupsafe.Markup((_TEMPLATES / "page.css").read_text()),
+        "script": markupsafe.Markup(script),
+        "script_hash": digest,
+        "chart_size": (WIDTH, HEIGHT),
+    }
+    return environment.get_template(template).render(own | context)
+
+
+def _write(path: epath.Path, page: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remote.write_bytes(path, page.encode("utf-8", errors="replace"))  # lone surrogates of names
+
+
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
+    """Return the few figures that a reader looks for first: (figure, what it is, beside it)."""
+    best, tiles = run.best, []
+    if best is not None:
+        for name, title in (("recall@5", "Recall@5"), ("recall@1", "Recall@1")):
+            value, interval = best.metrics.get(name), best.intervals.get(name)
+            if value is not None:
+                between = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "both ways"
+                tiles.append((f"{value:.3f}", title, between))
+    for row, title in (("zero_shot", "R@5, base alone"), ("chance", "R@5, chance")):
+        found = run.reference(row)
+        if found is not None:
+            tiles.append((f"{found.metrics['recall@5']:.3f}", title, "before training"))
+    speeds = [row["train/pairs_per_second"] for row in run.rows if "train/pairs_per_second" in row]
+    tiles.append((f"{run.last_step:,}", "steps", f"best at {best.step:,}" if best else ""))
+    if speeds:
+        middle = sorted(speeds)[len(speeds) // 2]
+        tiles.append((f"{middle:,.0f}", "pairs a second", "median"))
+    return tiles
+
+
+def _directions(gallery: Gallery | None) -> list[tuple[str, str, list]]:
+    if gallery is None:
+        return []
+    return [
+        (
+            title,
+            told,
+            [(k, means, [q for q in found if q.kind == k]) for k, means in KINDS.items()],
+        )
+        for title, told, found in (
+            ("Video → text", "A clip, and the texts nearest to it.", gallery.to_text),
+            ("Text → video", "A text, and the clips nearest to it.", gallery.to_clip),
+        )
+    ]
+
+
+def _told_apart(runs: list[Run]) -> list[Run]:
+    """Return the runs, their whole path as name where two workdirs are called the same."""
+    names = [run.name for run in runs]
+    return [
+        dataclasses.replace(run, name=str(run.workdir)) if names.count(run.name) > 1 else run
+        for run in runs
+    ]
+
+
+def _cut(text: Any, most: int = _CUT) -> str:
+    """Return a name as it is shown; what no page may hold (control characters) is left out."""
+    text = "".join(char for char in str(text) if char.isprintable() or char == " ")
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _hue(number: int) -> str:
+    """Return a colour for each text of the map: hues a golden angle apart, in three lightnesses."""
+    if number < 0:
+        return "var(--faint)"
+    return (
+        f"hsl({number * 137.508 % 360:.0f} {(70, 55, 85)[number % 3]}% {(52, 42, 62)[number % 3]}%)"
+    )
