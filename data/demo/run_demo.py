@@ -2,9 +2,9 @@
 
 python data/demo/run_demo.py --out=demo_run [--seed=0]
 
-Renders videos, prepares, trains, evaluates, grounds and exports in `--out`, then says where
-everything is. Ends with code 1 if recall or grounding on the unseen videos stays below what the
-demo promises. About five minutes on two CPU cores.
+Renders videos, prepares, trains, evaluates, grounds, exports and draws a report in `--out`, then
+says where everything is. Ends with code 1 if recall or grounding on the unseen videos stays below
+what the demo promises. About five minutes on two CPU cores.
 """
 
 import json
@@ -19,6 +19,7 @@ from absl import flags
 
 from vtalign_jax import commandline
 from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation.report.page import FILE as REPORT
 from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.evaluation.table import format_table
 
@@ -64,6 +65,7 @@ def main() -> None:
     )["metrics"]["action"]
     exported = workdir / "exports" / "peft"
     _run("launch/export.py", f"--checkpoint={workdir}", "--format=peft", f"--out={exported}")
+    _run("launch/report.py", f"--workdir={workdir}")  # with the export's certificate
 
     rows = {
         row: Evaluation.from_json(
@@ -73,6 +75,7 @@ def main() -> None:
     }
     print(f"\n{'=' * 72}\nvalidation videos, never seen in training:\n{format_table(rows)}\n")
     for what, where in (
+        ("report", workdir / REPORT),
         ("metrics of training", workdir / "metrics.jsonl"),
         ("evaluated", result["source"]),
         ("timelines", workdir / "grounding"),

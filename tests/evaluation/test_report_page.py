@@ -4,22 +4,19 @@ import html.parser
 import json
 import pathlib
 import re
-import subprocess
-import sys
 import tomllib
 
 import pytest
 
+from tests.browser import DESKTOP, PHONE, browse
 from tests.report_runs import HOSTILE, ORDINARY, make_run, write_json
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.report import page
 from vtalign_jax.evaluation.report.run import read_run
 
-BROWSER = pathlib.Path(__file__).parents[1] / "tools" / "open_page.py"
 SECTIONS = ["summary", "curves", "recall", "mask", "similarity", "gallery", "map", "grounding"]
 SECTIONS += ["exports"]
 MOST_BYTES = 15e6
-DESKTOP, PHONE = 1280, 390  # pixels
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +94,6 @@ def test_a_browser_opens_every_page_without_a_complaint_or_a_request(pages):
         assert seen["ids"] == (["figures", "curves", "differences"] if is_compared else SECTIONS)
         assert len(seen["touched"]) > 5
         assert all(said.startswith("step ") for said in seen["touched"]), visited
-
-
-def browse(asked: list[str]) -> list[dict]:
-    """Return what happened on each page; a browser that does not start fails with its reason."""
-    done = subprocess.run(
-        [sys.executable, str(BROWSER), *asked], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])["pages"]
 
 
 def test_figures_stand_on_the_page(pages):

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests import commands
+from tests.browser import DESKTOP, PHONE, browse
 from tests.launch.small_dataset import make_small_dataset
 from vtalign_jax.training.checkpoint import find_checkpoint
 from vtalign_jax.training.metrics import TIMING
@@ -37,7 +38,8 @@ def train_arguments(dataset: pathlib.Path, workdir: pathlib.Path, *more: str) ->
 def finished(tmp, dataset):
     """The workdir of a run that nobody disturbed: 4 epochs of 3 steps."""
     workdir = tmp / "finished"
-    commands.run(*train_arguments(dataset, workdir))
+    output = commands.run(*train_arguments(dataset, workdir), "--quiet")
+    (tmp / "finished.txt").write_text(output)
     return workdir
 
 
@@ -90,6 +92,33 @@ def test_a_run_leaves_what_it_should(finished, dataset):
     assert list((finished / "tensorboard").iterdir())
     facts = load_trained(finished).facts
     assert (facts["window_seconds"], facts["fit"], facts["rotate"]) == (4.0, "center_crop", 0)
+
+
+def test_a_quiet_run_tells_warnings_evaluations_and_the_end_alone(tmp, finished):
+    lines = (tmp / "finished.txt").read_text().splitlines()
+    ours = [line for line in lines if not re.match(r"\S+ \S+ \S+ \S+\] |WARNING|\*|\[", line)]
+    assert [line for line in ours if "val/recall@1" in line]
+    assert ours[-2:] == [
+        f"report: {finished}/report.html",
+        f"next: python launch/evaluate.py --checkpoint={finished}",
+    ]
+    told = ("warning:", "step ", "negatives:", "best ", "report:", "next:")
+    assert [line for line in ours if not line.startswith(told)] == []
+    assert not [line for line in ours if "loss" in line]
+
+
+def test_its_report_opens_with_what_was_trained(finished):
+    page = finished / "report.html"
+    for seen in browse([f"{width}={page}" for width in (DESKTOP, PHONE)]):
+        assert seen["console"] == []
+        assert len(seen["requests"]) == 1
+        assert {"curves", "recall", "mask", "similarity", "gallery", "map"} < set(seen["ids"])
+        assert seen["images"] == 0
+        assert "after step 12" in seen["text"]
+        assert "left out" not in seen["text"].split("Gallery")[-1].split("Embedding map")[0]
+    text = page.read_text()
+    assert text.count("image/jpeg;base64") >= 8  # frames of the queries
+    assert (finished / "evaluation_sample.npz").stat().st_size < 100_000
 
 
 def test_a_finished_run_started_again_changes_nothing(tmp, finished, dataset):

@@ -10,6 +10,7 @@ from vtalign_jax import remote
 from vtalign_jax.config import Config, TrainConfig, to_dict
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.report.page import FILE as REPORT
+from vtalign_jax.evaluation.report.run import EVALUATIONS
 from vtalign_jax.evaluation.report.sample import Sample
 from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.training import manifest
@@ -25,7 +26,6 @@ from vtalign_jax.training.metrics import MetricsWriter, Progress, StepRows
 from vtalign_jax.training.run_report import RunReport
 from vtalign_jax.training.state import TrainState
 
-EVALUATIONS = "evaluations.jsonl"  # inside a workdir; every evaluation with intervals and groups
 _UPLOAD_SECONDS = 60.0  # at most so often between saves do metrics go to a bucket
 
 

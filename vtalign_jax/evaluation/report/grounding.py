@@ -16,6 +16,7 @@ _MOST_SPANS = 3  # of a text
 _THINNEST = 2.0  # bar
 _PICTURE = 1200, 1600  # pixels, at most
 _SUMMARY = "summary"
+_WAYS = {"model": "found", "random": "a window at random", "best": "the best window"}
 
 
 class Bar(NamedTuple):
@@ -117,10 +118,13 @@ def _spans(each: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 def _table(metrics: Any) -> Table | None:
     """Return a row for each group of questions and each way to answer them."""
+    groups = dict(metrics) if isinstance(metrics, Mapping) else {}
+    groups = {name: rows for name, rows in groups.items() if isinstance(rows, Mapping)}
+    if len(groups) == 2:  # all of them, and the one level that they are of
+        groups.popitem()
     found = [
-        (f"{group}, {rows.get('questions', '?')} texts", way, values)
-        for group, rows in (metrics.items() if isinstance(metrics, Mapping) else ())
-        if isinstance(rows, Mapping)
+        (f"{group}, {rows.get('questions', '?')} texts", _WAYS.get(way, str(way)), values)
+        for group, rows in groups.items()
         for way, values in rows.items()
         if isinstance(values, Mapping)
     ]
@@ -128,7 +132,8 @@ def _table(metrics: Any) -> Table | None:
     rows = [
         (group, way, [_figure(values.get(name)) for name in names]) for group, way, values in found
     ]
-    return Table("", ["", *(str(name).replace("_", " ") for name in names)], rows) if rows else None
+    shown = [str(name).replace("_", " ").replace("iou", "IoU") for name in names]
+    return Table("", ["", *(name.replace("recall", "R") for name in shown)], rows) if rows else None
 
 
 def _figure(value: Any) -> Cell:

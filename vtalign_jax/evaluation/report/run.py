@@ -18,7 +18,7 @@ from vtalign_jax.interop.certificate import INPUTS
 from vtalign_jax.training import manifest, mask_log, metrics
 from vtalign_jax.training.checkpoint import METRIC
 
-EVALUATIONS = "evaluations.jsonl"
+EVALUATIONS = "evaluations.jsonl"  # inside a workdir; every one with intervals and groups
 GROUNDING, EXPORTS = "grounding", "exports"  # folders of a workdir
 MOST_VIDEOS, MOST_EXPORTS = 8, 12  # shown
 _ROWS = ("chance", "zero_shot", "val")
