@@ -167,3 +167,17 @@ def test_a_row_with_dropout_is_the_same_alone_and_in_a_batch():
     np.testing.assert_allclose(together[1:2], alone, rtol=0, atol=1e-5)
     assert np.abs(together - _run(model, x, ones)).max() > 1e-3
     assert np.abs(together - _run(model, x, ones, keys[::-1])).max() > 1e-3
+
+
+@pytest.mark.parametrize(("heads", "size"), [(4, 64), (3, 64), (8, 16), (2, 8)])
+def test_heads_are_turned_by_halves_exactly_whatever_fills_a_register(heads, size):
+    x = np.random.default_rng(0).standard_normal((2, 5, heads, size)).astype(np.float32)
+    table = rotary_table(5, size, 10_000.0)
+    cos, sin = (part[:, None, :] for part in table)
+    a, b = x[..., : size // 2], x[..., size // 2 :]
+    expected = np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    np.testing.assert_allclose(rotate(jnp.asarray(x), table), expected, rtol=0, atol=1e-6)
+    half = jnp.asarray(x, jnp.bfloat16)
+    np.testing.assert_array_equal(
+        rotate(half, table), rotate(half.astype(jnp.float32), table).astype(jnp.bfloat16)
+    )

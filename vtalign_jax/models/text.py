@@ -19,6 +19,7 @@ from vtalign_jax.models.lora import Build, Linear, fold_rows
 _ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 _STREAM = {name: i for i, name in enumerate(_ATTENTION_PROJECTIONS + _MLP_PROJECTIONS)}
+_LANES = 128  # of a TPU's registers
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
@@ -33,11 +34,32 @@ def rotary_table(length: int, head_dim: int, theta: float) -> tuple[np.ndarray, 
 
 
 def rotate(x: Array, table: tuple[Array, Array]) -> Array:
-    """Return float[B, S, N, H] with each pair (i, i + H / 2) turned by its position's angle."""
-    cos, sin = (part[:, None, :] for part in table)  # [S, 1, H / 2]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    """Return float[B, S, N, H] with each pair (i, i + H / 2) turned by its position's angle.
+
+    The halves of each head change places by a product with zeros and ones, which is exact. Slicing
+    them instead makes XLA lay a TPU's activations out anew, in float32: a fifteenth of the decoder.
+    """
+    heads, size = x.shape[-2:]
+    rows = x.reshape(*x.shape[:-2], heads * size)
+    cos, sin = (jnp.tile(part, (1, 2 * heads)) for part in table)  # [S, N * H]
+    groups = rows.reshape(*x.shape[:-2], -1, _group_width(heads, size))
+    swap = jnp.asarray(_swap_matrix(size, groups.shape[-1]), x.dtype)
+    swapped = jnp.einsum("BSGK,KL->BSGL", groups, swap, precision=jax.lax.Precision.HIGHEST)
+    swapped = swapped.reshape(rows.shape).astype(jnp.float32)
+    turned = rows.astype(jnp.float32) * cos + swapped * sin
+    return turned.astype(x.dtype).reshape(x.shape)
+
+
+def _group_width(heads: int, size: int) -> int:
+    """Return how many numbers go through one product: a TPU's lanes, if heads fill them."""
+    return _LANES if _LANES % size == 0 and heads * size % _LANES == 0 else size
+
+
+def _swap_matrix(size: int, width: int) -> np.ndarray:
+    """Return float32[width, width] that turns (a, b), the halves of a head, into (-b, a)."""
+    half = np.eye(size // 2, dtype=np.float32)
+    swap = np.block([[np.zeros_like(half), half], [-half, np.zeros_like(half)]])
+    return np.kron(np.eye(width // size, dtype=np.float32), swap)
 
 
 class TextAttention(nnx.Module):

@@ -88,10 +88,10 @@ def _kept_bytes(base: SmolVLMConfig, level: str) -> int:
 def _working_bytes(config: Config, base: SmolVLMConfig, tokens: int) -> int:
     """Return the bytes of a row that one block of the tower and one of the decoder work with.
 
-    A row from a feature cache does not pass the tower.
+    A row from a feature cache passes no tower, but what it brings lies there twice: as much.
     """
     vision, text = base.vision, base.text
     patches = config.data.frames * vision.patches_per_side**2
     tower = patches * (vision.intermediate_size + 6 * vision.hidden_size)
     decoder = tokens * (3 * text.intermediate_size + 6 * text.hidden_size)
-    return 2 * (decoder if config.data.feature_cache else tower + decoder)
+    return 2 * (tower + decoder)
