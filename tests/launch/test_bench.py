@@ -68,12 +68,8 @@ def test_input_is_measured_on_one_core_beside_torch(recordings, tmp_path):
 
 def test_ranking_is_measured_with_the_memory_it_takes():
     (row,) = recall.measure(1500, 64, lambda line: None)
-    assert (row["part"], row["clips"], row["texts"], row["pairs"]) == (
-        "recall",
-        1500,
-        1500,
-        1500**2,
-    )
+    assert (row["part"], row["clips"], row["texts"]) == ("recall", 1500, 1500)
+    assert row["pairs"] == 1500**2
     assert row["embeddings_gib"] == 0.0  # 0.7 MiB
     assert 0 <= row["more_memory_gib"] < 0.5
     assert row["seconds"] > 0
