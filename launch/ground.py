@@ -110,9 +110,8 @@ def _ground() -> dict[str, Any]:
         documents.append(document)
         answers += of_video
         left = (time.monotonic() - began) / number * (len(found.jobs) - number)
-        _print_video(
-            document, f", {number} of {len(found.jobs)}, {left:.0f} s left" if left else ""
-        )
+        place = f"; {number} of {len(found.jobs)} videos, {left:.0f} s left" if left else ""
+        _print_video(document, place)
     if not documents:
         raise UserError(next(iter(failed.values())))
     whole = grounding_files.summary(documents, answers, failed, asked)

@@ -1,7 +1,10 @@
 import json
+import pathlib
 
 import numpy as np
 import pytest
+from etils import epath
+from PIL import Image
 
 import vtalign_jax as vt
 from tests.index_video import constant_ticks, write_video
@@ -77,6 +80,31 @@ def test_a_document_says_what_was_found_and_how_good_it_is(found, tmp_path):
     whole = grounding_files.summary([document, document], answers[:1] * 2, {"b": "gone"}, asked)
     assert (whole["video"], whole["failed"]) == ("2 videos", {"b": "gone"})
     assert set(document) <= set(whole)
+
+
+def test_pages_keep_their_colours_and_those_of_a_longer_search_are_removed(tmp_path):
+    page = Image.new("RGB", (90, 90), "#ffffff")
+    page.paste((225, 60, 220), (0, 0, 3, 3))
+    folder = epath.Path(tmp_path)
+    assert grounding_files.write_pictures(folder, "a", [page] * 3)[2] == "a.page3.png"
+    assert grounding_files.write_pictures(folder, "a", [page]) == ["a.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    with Image.open(tmp_path / "a.png") as written:
+        assert written.getpixel((1, 1)) == (225, 60, 220)
+
+
+def test_videos_and_documents_may_lie_in_a_bucket(aligner, video, found, bucket):
+    bucket.put("videos/a.mp4", pathlib.Path(video).read_bytes())
+    there = vt.ground(aligner, f"{bucket.url}/videos/a.mp4", TEXTS, (4.0,), stride=0.5)
+    is_wide = np.isclose(np.ptp(found.windows, axis=1), 4.0)
+    np.testing.assert_allclose(there.scores, found.scores[:, is_wide], atol=2e-6)
+    with pytest.raises(UserError, match="no such video gs://"):
+        vt.ground(aligner, f"{bucket.url}/videos/b.mp4", TEXTS)
+    folder = epath.Path(f"{bucket.url}/run/grounding")
+    grounding_files.make_folder("", folder)
+    grounding_files.write_pictures(folder, "a", [Image.new("RGB", (2, 2))])
+    grounding_files.write_document(folder, "a", {"video": "a"})
+    assert sorted(bucket.names("run/grounding")) == ["run/grounding/a.json", "run/grounding/a.png"]
 
 
 def test_files_of_equally_named_videos_do_not_replace_each_other():

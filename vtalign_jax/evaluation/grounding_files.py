@@ -34,7 +34,6 @@ from vtalign_jax.evaluation.questions import right_spans
 from vtalign_jax.evaluation.spans import WindowGrid
 
 SUMMARY = "summary"
-_COLOURS = 256  # a third of the bytes of all colours
 
 
 def answers_of(job: Job, found: Grounding, window_seconds: float) -> list[Answer | None]:
@@ -158,7 +157,7 @@ def write_pictures(folder: epath.Path, name: str, pictures: Sequence[Image.Image
     names = [_page(name, number) for number in range(1, len(pictures) + 1)]
     for file, picture in zip(names, pictures, strict=True):
         buffer = io.BytesIO()
-        picture.quantize(_COLOURS).save(buffer, "PNG", optimize=True)
+        picture.save(buffer, "PNG", optimize=True)
         _write(folder / file, buffer.getvalue())
     number = len(pictures) + 1
     while (stale := folder / _page(name, number)).exists():

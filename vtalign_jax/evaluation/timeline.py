@@ -21,6 +21,7 @@ _CURVE, _BAR, _GAP = 30, 7, 3  # heights within a row
 _ROW = _CURVE + 2 * _BAR + 4 * _GAP
 _TITLE, _TEXT, _SMALL = 20, 15, 12  # letters
 _COLUMNS = 1000  # of a curve
+_FLOOR = 0.25  # of all scores of the curves lie below what is drawn, so that peaks stand out
 _TICKS = 10  # at most
 _STEPS = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)  # seconds
 
@@ -39,8 +40,8 @@ def draw_timeline(
     """Return RGB pictures with at most `rows` texts each.
 
     A row shows the score over time (the highest over the widths, each of them drawn from middle to
-    middle of its windows, all rows on one scale), the best span in blue, the next ones in light
-    blue, and below them in green where the annotation has the text.
+    middle of its windows, all rows on one scale, the lowest quarter cut off), the best span in
+    blue, the next ones in light blue, and below them in green where the annotation has the text.
 
     Args:
       found: the answers.
@@ -56,7 +57,7 @@ def draw_timeline(
     for page, first in enumerate(starts, 1):
         said = f"{title}, page {page} of {len(starts)}" if len(starts) > 1 else title
         count = min(rows, len(questions) - first)
-        drawing = _Page(found.seconds, count, face, (np.min(curves), np.max(curves)))
+        drawing = _Page(found.seconds, count, face, (np.quantile(curves, _FLOOR), np.max(curves)))
         drawing.head(said, found, any(question.annotated for question in questions))
         for row in range(count):
             place = first + row
@@ -93,7 +94,7 @@ class _Page:
           seconds: length of the video.
           rows: texts.
           face: of all letters.
-          scores: the lowest and the highest of all curves.
+          scores: at the foot of a row and at its top.
         """
         self._seconds, self._face, self._scores = seconds, face, scores
         self._fonts: dict[int, Any] = {}
@@ -175,6 +176,7 @@ class _Page:
     def _curve(self, top: float, curve: np.ndarray) -> None:
         low, high = self._scores
         height = (curve - low) / (high - low) if high > low else np.full(len(curve), 0.5)
+        height = np.maximum(height, 0.0)
         ys = top + _CURVE * (1 - height)
         points = [(x * _SCALE, y * _SCALE) for x, y in zip(self._columns, ys, strict=True)]
         floor = (top + _CURVE) * _SCALE
