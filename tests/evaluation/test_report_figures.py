@@ -27,6 +27,18 @@ def test_a_line_goes_through_its_points_between_round_ticks():
     assert [point[2:] for point in chart.points[0]["at"]] == [["0", "1"], ["50", "3"], ["100", "2"]]
 
 
+def test_a_band_spans_neighbours_with_intervals_alone():
+    known, unknown = (0.2, 0.8), None
+    bands = [known, known, unknown, known, unknown, known, known, known]
+    chart = line_chart("x", [Series("a", range(8), [0.5] * 8, bands)], low=0.0, high=1.0)
+    areas = chart.lines[0].band.split("Z")[:-1]
+    assert [len(area.split("L")) for area in areas] == [4, 6]
+    places = [tuple(map(float, at.split())) for at in areas[0][1:].split("L")]
+    bottom, top = chart.y_ticks[0].at, chart.y_ticks[-1].at
+    heights = [(bottom - y) / (bottom - top) for _, y in places]
+    np.testing.assert_allclose(heights, [0.8, 0.8, 0.2, 0.2], atol=0.01)
+
+
 def test_what_is_not_finite_is_left_out_and_nothing_at_all_is_no_chart():
     nothing = [None, float("nan"), float("inf")]
     assert line_chart("x", [Series("a", [1, 2, 3], nothing)]) is None

@@ -171,17 +171,26 @@ def _line(one: Series, points: list, ink: int, x_scale: _Scale, y_scale: _Scale,
     at = [(x_scale(x), y_scale(y)) for x, y, _ in points]
     if one.is_reference:
         at = [(float(_LEFT), at[-1][1]), (float(WIDTH - _RIGHT), at[-1][1])]
-    band = [(x_scale(x), y_scale(edge[0]), y_scale(edge[1])) for x, _, edge in points if edge]
-    around = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
     return Line(
         one.name,
         ink,
         _path(at),
-        _path(around) + "Z" if len(band) > 1 else "",
+        _band(points, x_scale, y_scale),
         format(points[-1][1], form),
         at[-1],
         len(at) == 1,
     )
+
+
+def _band(points: list, x_scale: _Scale, y_scale: _Scale) -> str:
+    """Return the area around a line, only between neighbours that both have an interval."""
+    areas = []
+    for is_known, run in itertools.groupby(points, key=lambda point: point[2] is not None):
+        edges = [(x_scale(x), y_scale(e[0]), y_scale(e[1])) for x, _, e in run] if is_known else []
+        if len(edges) > 1:
+            around = [(x, high) for x, _, high in edges] + [(x, low) for x, low, _ in edges[::-1]]
+            areas.append(_path(around) + "Z")
+    return "".join(areas)
 
 
 def _path(at: list[tuple[float, float]]) -> str:
