@@ -99,7 +99,7 @@ def make_run(
     facts = {"fingerprints": {"base": "b" * 16, "data": "d" * 64}, "trainable_parameters": 7}
     write_json(folder / "manifest.json", {"starts": [start], "total_parameters": 9} | facts)
     _write_metrics(folder, names)
-    split = make_split(names, clips)
+    split = make_split(names, clips, recordings=7)  # each of them has every text
     shown = samples.choose(split.identity, *embeddings(split.identity, noise))
     samples.write(folder, samples.name(shown, 30, split, split.texts))
     _write_grounding(folder / "grounding", names)

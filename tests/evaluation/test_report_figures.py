@@ -49,6 +49,12 @@ def test_what_is_not_finite_is_left_out_and_nothing_at_all_is_no_chart():
     json.dumps(chart.points, allow_nan=False)
 
 
+def test_nothing_but_zeros_lies_at_the_bottom():
+    chart = line_chart("x", [Series("a", [1, 2], [0.0, 0.0])], low=0.0, form=".1%")
+    assert [tick.label for tick in chart.y_ticks][::4] == ["0%", "100%"]
+    assert chart.points[0]["at"][0][1] == chart.y_ticks[0].at
+
+
 def test_extremes_and_many_points_stay_in_the_picture():
     for values in ([1e-300, 1e300], [5.0, 5.0], [0.0, 0.0], [-1e9, 1.0], [1.0, 1.0 + 1e-15]):
         chart = line_chart("x", [Series("a", [1, 2], values)])
@@ -134,3 +140,16 @@ def test_a_timeline_has_spans_where_they_are():
         (0.0, WIDTH / 4, 1),
     ]
     assert (line.video, line.asked[0].iou, line.picture) == ("video.json", "", None)
+
+
+def test_levels_stand_in_the_summary_of_several_videos_or_else_with_the_video():
+    way = {"model": {"mean_iou": 0.25}, "random": {"mean_iou": 0.05}}
+    groups = {name: {"questions": 3} | way for name in ("all", "step", "action")}
+    video, summary = (
+        ("a.json", {"metrics": groups}, None),
+        ("summary.json", {"metrics": groups}, None),
+    )
+    (alone,) = timelines([video])
+    assert len(alone.metrics.rows) == 6
+    assert alone.metrics.rows[0][:2] == ("all, 3 texts", "found")
+    assert [len(line.metrics.rows) for line in timelines([video, summary])] == [6, 2]

@@ -200,8 +200,8 @@ def _path(at: list[tuple[float, float]]) -> str:
 def _rounded(low: float, high: float) -> tuple[float, float, list[float]]:
     """Return edges around two values and the ticks between them."""
     if high <= low:
-        room = abs(low) * 0.1 or 1.0
-        low, high = low - room, high + room
+        room = abs(low) * 0.1
+        low, high = (low - room, high + room) if room else (0.0, 1.0)
     step = _step((high - low) / 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return first * step, last * step, [k * step for k in range(first, last + 1)]

@@ -1,6 +1,7 @@
 """Grounding timelines: what `launch/ground.py` found in whole videos, drawn from its JSON."""
 
 import io
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ _MOST_TEXTS = 24  # of a video
 _MOST_SPANS = 3  # of a text
 _THINNEST = 2.0  # bar
 _PICTURE = 1200, 1600  # pixels, at most
-_SUMMARY = "summary"
+_SUMMARY = "summary.json"
 _WAYS = {"model": "found", "random": "a window at random", "best": "the best window"}
 
 
@@ -62,12 +63,21 @@ class Timeline(NamedTuple):
 
 
 def timelines(found: list[tuple[str, dict[str, Any], bytes | None]]) -> list[Timeline]:
-    """Return the timelines of documents as `launch/ground.py` writes them, the summary first."""
-    ordered = sorted(found, key=lambda each: not each[0].startswith(_SUMMARY))
-    return [_timeline(name, value, picture) for name, value, picture in ordered]
+    """Return the timelines of documents as `launch/ground.py` writes them.
+
+    The summary of several comes first; it has the levels, and each video's own metrics are whole.
+    """
+    ordered = sorted(found, key=lambda each: each[0] != _SUMMARY)
+    of_all = ordered[0][1].get("metrics") if ordered and ordered[0][0] == _SUMMARY else None
+    return [
+        _timeline(name, value, picture, has_levels=name == _SUMMARY or not of_all)
+        for name, value, picture in ordered
+    ]
 
 
-def _timeline(name: str, value: Mapping[str, Any], picture: bytes | None) -> Timeline:
+def _timeline(
+    name: str, value: Mapping[str, Any], picture: bytes | None, *, has_levels: bool
+) -> Timeline:
     texts = [each for each in _list(value.get("texts")) if isinstance(each, Mapping)]
     ends = [end for each in texts for _, end in _annotated(each) + _spans(each)]
     seconds = _number(value.get("seconds")) or max(ends, default=0.0) or 1.0
@@ -78,7 +88,7 @@ def _timeline(name: str, value: Mapping[str, Any], picture: bytes | None) -> Tim
         asked=[_asked(each, seconds) for each in texts[:_MOST_TEXTS]],
         more=max(len(texts) - _MOST_TEXTS, 0),
         ticks=[Tick(at / seconds * WIDTH, f"{at:g} s") for at in round_ticks(0.0, seconds)],
-        metrics=_table(value.get("metrics")),
+        metrics=_table(value.get("metrics"), has_levels=has_levels),
         picture=small,
         fault=fault,
     )
@@ -116,12 +126,12 @@ def _spans(each: Mapping[str, Any]) -> list[tuple[float, float]]:
     return [(a, b) for a, b in known if a is not None and b is not None]
 
 
-def _table(metrics: Any) -> Table | None:
+def _table(metrics: Any, *, has_levels: bool) -> Table | None:
     """Return a row for each group of questions and each way to answer them."""
     groups = dict(metrics) if isinstance(metrics, Mapping) else {}
     groups = {name: rows for name, rows in groups.items() if isinstance(rows, Mapping)}
-    if len(groups) == 2:  # all of them, and the one level that they are of
-        groups.popitem()
+    if not has_levels or len(groups) == 2:  # all of them, and the one level that they are of
+        groups = dict(itertools.islice(groups.items(), 1))
     found = [
         (f"{group}, {rows.get('questions', '?')} texts", _WAYS.get(way, str(way)), values)
         for group, rows in groups.items()
