@@ -180,7 +180,10 @@ def test_kill_9_and_the_same_command_end_as_if_nothing_had_happened(tmp, finishe
         assert (workdir / name).read_text() == (finished / name).read_text()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_the_same_command_goes_on(tmp, finished, dataset, sent, code):
     workdir = tmp / f"ended_by_{sent.name}"
     kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp / "compiled")}

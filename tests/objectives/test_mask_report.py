@@ -100,7 +100,14 @@ BATCH = make_identity(
 
 
 @pytest.mark.parametrize("preset", ["plan", "egonce"])
-@pytest.mark.parametrize(("devices", "tile"), [(1, 7), (2, 20), (4, 9), (8, 2**20)])
+@pytest.mark.parametrize(
+    ("devices", "tile"),
+    [
+        (1, 7),
+        (4, 9),
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in [(2, 20), (8, 2**20)]),
+    ],
+)
 def test_tiles_and_devices_change_nothing(devices, tile, preset):
     objective = ObjectiveConfig(preset=preset)
     rng = np.random.default_rng(4)

@@ -92,9 +92,9 @@ def _check(found, expected):
 @pytest.mark.parametrize(
     ("devices", "microbatch", "keep", "fsdp"),
     [
-        (1, 3, "never", 1),
         (2, 3, "host", 1),
         (8, 1, "device", 4),
+        pytest.param(1, 3, "never", 1, marks=pytest.mark.slow),
         pytest.param(1, 1, "device", 1, marks=pytest.mark.slow),
         pytest.param(1, 8, "host", 1, marks=pytest.mark.slow),
         pytest.param(4, 3, "never", 1, marks=pytest.mark.slow),

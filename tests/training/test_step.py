@@ -55,7 +55,9 @@ def on_one_device(loss_and_gradient):
     return loss_and_gradient(make_batch(16, real=13), 1)
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (8, 1), (8, 4)])
+@pytest.mark.parametrize(
+    ("devices", "fsdp"), [(2, 1), pytest.param(8, 1, marks=pytest.mark.slow), (8, 4)]
+)
 def test_loss_and_every_gradient_leaf_equal_those_of_one_device(
     loss_and_gradient, on_one_device, devices, fsdp
 ):
