@@ -62,3 +62,15 @@ def test_other_processes_draw_nothing(workdir):
     report.close(20, 0.5)
     assert not (workdir / samples.FILE).exists()
     assert not (workdir / page.FILE).exists()
+
+
+def test_a_workdir_in_a_bucket_is_drawn_there(workdir, bucket, tmp_path):
+    bucket.put_folder(workdir, "run")
+    board = Board(str(tmp_path / "tensorboard"), 0)
+    report = RunReport(f"{bucket.url}/run", board, make_config())
+    assert report.evaluated(20, lambda step: make_sample()[0]._replace(step=step)) == []
+    board.close()
+    drawn = bucket.read(f"run/{page.FILE}").decode()
+    for shown in ("after step 20", "IoU 0.80", "UNVERIFIED", "0.200 to 0.900"):
+        assert shown in drawn
+    assert "Could not be read" not in drawn
