@@ -81,7 +81,7 @@ def test_an_embedding_is_the_same_alone_in_a_batch_in_any_bucket_and_padded_on_e
         np.testing.assert_allclose(aligner.encode_texts([text])[0], texts[i], atol=1e-5)
     (given,) = check_clips(clips[1:2], None, 4.0)
     for function, row, expected in (
-        (aligner._clips, aligner._clip_row(given.squared(aligner._square)), together[1]),
+        (aligner._clips, aligner._clip_row(given.squared(aligner.square)), together[1]),
         (aligner._texts, aligner._text_row(TEXTS[1]), texts[1]),
     ):
         wide = row._replace(tokens=row.tokens + 48, slots=row.slots and row.slots + 3)
@@ -150,7 +150,7 @@ def test_frames_are_made_square_as_in_training_unless_asked_otherwise(aligner, w
     np.testing.assert_allclose(turned.encode_clips(clips), expected, atol=1e-6)
     assert np.abs(aligner.encode_clips(clips) - expected).max() > 1e-3
     upright = vt.Aligner(turned.trained, fit="square", rotate=0)
-    assert upright._square == aligner._square
+    assert upright.square == aligner.square
 
 
 @pytest.fixture(scope="module")

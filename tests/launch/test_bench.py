@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import prepare, recall
+from benchmarks import prepare
 from data.dst_clips.write import Listeners, Machines, write_dataset
 from tests.commands import one_error_line, run
 from tests.index_video import constant_ticks, write_video
@@ -67,7 +67,8 @@ def test_input_is_measured_on_one_core_beside_torch(recordings, tmp_path):
 
 
 def test_ranking_is_measured_with_the_memory_it_takes():
-    (row,) = recall.measure(1500, 64, lambda line: None)
+    printed = run("launch/bench.py", "recall", "--clips=1500", "--embedding_dim=64")
+    row = json.loads(printed.splitlines()[-1])
     assert (row["part"], row["clips"], row["texts"]) == ("recall", 1500, 1500)
     assert row["pairs"] == 1500**2
     assert row["embeddings_gib"] == 0.0  # 0.7 MiB

@@ -90,7 +90,9 @@ def test_the_forward_pass_is_what_the_compiler_counts_of_an_unrolled_model(monke
     length = tokens.clip**2 + tokens.text**2
     attention = 4.0 * 2 * 196**2 * 24 + 2 * 4.0 * length * 4 * 32
     ours = flops.forward_of_pair(assembly, tokens) + attention
-    assert ours <= counted <= 1.15 * ours
+    # Halves of heads change places by products that are not required: 128 wide for q, 32 for k.
+    swaps = 2.0 * 2 * (tokens.clip + tokens.text) * (128 * 128 + 64 * 32)
+    assert ours <= counted - swaps <= 1.15 * ours
 
 
 def test_features_spare_the_forward_pass_below_them():
