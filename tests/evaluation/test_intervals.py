@@ -61,7 +61,10 @@ def test_every_metric_has_an_interval_around_its_value_and_it_is_the_same_each_t
 
 def test_resamples_drawn_in_parts_are_as_many_and_as_large(monkeypatch):
     monkeypatch.setattr(intervals_lib, "_DRAWN", 64)
-    parts = intervals_lib._resamples(7)
+    drawn = intervals_lib._resamples(7)
+    assert iter(drawn) is drawn  # one part after the other: thousands of recordings fit
+    parts = list(drawn)
+    assert len(parts) > 1
     assert sum(map(len, parts)) == RESAMPLES
     assert all((part.sum(axis=1) == 7).all() for part in parts)
     assert np.concatenate(parts).mean(axis=0) == pytest.approx(1.0, abs=0.15)

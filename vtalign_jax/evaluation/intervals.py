@@ -11,6 +11,8 @@ intervals too narrow.) Both directions are drawn together.
 Source: cluster bootstrap with percentile intervals (Davison and Hinkley, 1997, sections 3.8, 5.3).
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from vtalign_jax.evaluation.ranking import Ranks
@@ -72,15 +74,13 @@ def _sums(ranks: Ranks, query: np.ndarray, recording: np.ndarray, share: np.ndar
     return np.stack([np.bincount(recording, share * column) for column in columns], axis=1)
 
 
-def _resamples(count: int) -> list[np.ndarray]:
-    """Return how often each recording is drawn, float64[some, count], `RESAMPLES` rows in all."""
+def _resamples(count: int) -> Iterator[np.ndarray]:
+    """Yield how often each recording is drawn, float64[some, count], `RESAMPLES` rows in all."""
     random = np.random.Generator(np.random.Philox(_SEED))
     some = max(1, _DRAWN // count)
-    parts = []
     for begin in range(0, RESAMPLES, some):
         rows = min(some, RESAMPLES - begin)
         drawn = random.integers(count, size=(rows, count), dtype=np.int32)
         place = drawn + count * np.arange(rows)[:, None]
         times = np.bincount(place.ravel(), minlength=rows * count)
-        parts.append(times.reshape(rows, count).astype(np.float64))
-    return parts
+        yield times.reshape(rows, count).astype(np.float64)
