@@ -129,6 +129,24 @@ def test_a_mistake_is_named(aligner, video, arguments, expected):
         ground(aligner, **({"source": video, "texts": TEXTS} | arguments))
 
 
+@pytest.mark.parametrize("what", ["text", "window"])
+def test_embeddings_that_are_no_numbers_are_no_answer(aligner, video, monkeypatch, what):
+    name = {"text": "encode_texts", "window": "encode_squares"}[what]
+    real = getattr(aligner, name)
+    monkeypatch.setattr(aligner, name, lambda *given, **more: real(*given, **more) * np.nan)
+    with pytest.raises(UserError, match=f"{what} embeddings are not finite"):
+        ground(aligner, video, TEXTS, (4.0,))
+
+
+def test_a_document_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    folder = epath.Path(tmp_path)
+    grounding_files.write_document(folder, "a", {"video": "before"})
+    (tmp_path / "a.json.new").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*a\.json"):
+        grounding_files.write_document(folder, "a", {"video": "after"})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"video": "before"}
+
+
 def test_what_is_no_video_is_named(aligner, tmp_path):
     (tmp_path / "no.mp4").write_text("not a video")
     (tmp_path / "no.arrow").write_text("not Arrow")

@@ -22,6 +22,7 @@ from vtalign_jax.dst.finder import ASSUMED_FPS, Source
 from vtalign_jax.dst.frames import FrameSource, open_source
 from vtalign_jax.dst.layouts import ARROW_EXTENSION
 from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation.ranking import check_finite
 from vtalign_jax.evaluation.spans import WIDTHS, WindowGrid, suppress
 from vtalign_jax.evaluation.window_frames import WindowPass
 
@@ -101,8 +102,8 @@ def ground(
       Times in seconds from the video's first frame.
 
     Raises:
-      UserError: no such video, one that cannot be read or has no frame, no text, or a setting out
-        of range.
+      UserError: no such video, one that cannot be read or has no frame, no text, a setting out of
+        range, or an embedding that is not finite.
     """
     grid = WindowGrid(tuple(widths), stride)
     grid.check(aligner.trained.config.data.frames)
@@ -119,7 +120,10 @@ def ground(
         seconds, windows, z_video, reading = _embed_windows(aligner, opened, source, grid, tell)
     finally:
         opened.close()
-    scores = aligner.encode_texts(texts) @ z_video.T  # [N, W]
+    z_text = aligner.encode_texts(texts)
+    check_finite("window", z_video)
+    check_finite("text", z_text)
+    scores = z_text @ z_video.T  # [N, W]
     spans = tuple(_best(windows, row, keep, nms_iou) for row in scores)
     lost = dict(collections.Counter(reading.lost.values()))
     return Grounding(seconds, tuple(texts), windows, scores, spans, lost, reading.sights)

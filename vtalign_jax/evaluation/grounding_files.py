@@ -26,6 +26,7 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
+from vtalign_jax import remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.grounding import Grounding
 from vtalign_jax.evaluation.grounding_jobs import Job
@@ -184,6 +185,6 @@ def make_folder(out: str, path: epath.Path) -> None:
 
 def _write(path: epath.Path, content: bytes) -> None:
     try:
-        path.write_bytes(content)
+        remote.write_bytes(path, content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}; name another folder as --out") from None
