@@ -8,6 +8,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -96,8 +97,8 @@ def check_resume(
       UserError: names the fields or fingerprints that differ.
     """
     # Resolved, so that a field added since then has its default, which is what was done before it.
-    before = _flat(config_lib.to_dict(config_lib.resolve(extra["config"])))
-    now = _flat(config_lib.to_dict(config))
+    before = flat(config_lib.to_dict(config_lib.resolve(extra["config"])))
+    now = flat(config_lib.to_dict(config))
     changed = [
         f"config.{name} was {before[name]!r} and is now {now[name]!r}"
         for name in sorted(now)
@@ -190,8 +191,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _flat(nested: dict[str, Any]) -> dict[str, Any]:
-    return {f"{a}.{b}": value for a, section in nested.items() for b, value in section.items()}
+def flat(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a configuration as `section.field` -> value."""
+    return {f"{a}.{b}": value for a, fields in config.items() for b, value in fields.items()}
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from vtalign_jax.config import Config, to_dict
 from vtalign_jax.evaluation.report import page, pictures
 from vtalign_jax.evaluation.report import sample as samples
-from vtalign_jax.evaluation.report.run import flat
 from vtalign_jax.training.board import Board
+from vtalign_jax.training.manifest import flat
 
 _IMAGE, _RESULT = "val/similarity", "best/recall@5"
 

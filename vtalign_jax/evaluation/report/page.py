@@ -23,7 +23,8 @@ from vtalign_jax.evaluation.report.charts import HEIGHT, WIDTH
 from vtalign_jax.evaluation.report.curves import compared_curves, mask_curves, run_curves
 from vtalign_jax.evaluation.report.gallery import KINDS, Gallery, make_gallery
 from vtalign_jax.evaluation.report.grounding import timelines
-from vtalign_jax.evaluation.report.run import Run, flat, read_run
+from vtalign_jax.evaluation.report.run import Run, read_run
+from vtalign_jax.training.manifest import flat
 
 FILE, COMPARISON = "report.html", "comparison.html"
 MOST_COMPARED = 8  # lines of one chart that can be told apart

@@ -7,7 +7,6 @@ page says which one is missing and why (`Run.faults`).
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -133,11 +132,6 @@ def read_run(workdir: str | epath.Path) -> Run:
         exports=_read_exports(folder / EXPORTS, read),
         faults=faults,
     )
-
-
-def flat(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a configuration as `section.field` -> value."""
-    return {f"{a}.{b}": value for a, fields in config.items() for b, value in fields.items()}
 
 
 def _stored_evaluations(path: epath.Path) -> list[Scores]:

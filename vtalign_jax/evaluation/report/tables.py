@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from vtalign_jax import config as config_lib
 from vtalign_jax.errors import UserError
-from vtalign_jax.evaluation.report.run import Run, Scores, finite, flat
+from vtalign_jax.evaluation.report.run import Run, Scores, finite
 from vtalign_jax.interop import certificate
 from vtalign_jax.objectives import negatives
 from vtalign_jax.objectives.mask_report import PAIRED
+from vtalign_jax.training.manifest import flat
 
 _BLOCKS = {  # prefix of a metric's name: what it is called
     "": "both ways",
