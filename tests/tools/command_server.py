@@ -43,8 +43,9 @@ def serve(path: str) -> dict[str, Any]:
       path: of the socket to listen at.
     """
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen()
+    os.rename(f"{path}.new", path)  # whoever sees it can connect
     children: dict[int, socket.socket] = {}
     awake, wake = os.pipe()
     os.set_blocking(wake, False)
