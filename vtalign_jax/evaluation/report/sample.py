@@ -1,8 +1,8 @@
 """A bounded sample of an evaluation: what the report draws, kept in the workdir as one small file.
 
 `evaluation_sample.npz` (NumPy's own format, nothing pickled) holds at most `MOST_CLIPS` clips of
-whole recordings, embeddings in float16: at 1,024 numbers an embedding 8 MB, and at most 2 MB of
-names. The page is drawn from it long after the model and the dataset have gone.
+whole recordings, embeddings in float16: at 1,024 numbers an embedding 8 MB, and at most 3 million
+letters of names. The page is drawn from it long after the model and the dataset have gone.
 """
 
 import io
