@@ -9,7 +9,7 @@ import tomllib
 import pytest
 
 from tests.browser import DESKTOP, PHONE, browse
-from tests.report_runs import HOSTILE, ORDINARY, make_run, write_json
+from tests.report_runs import HOSTILE, ORDINARY, make_run, write_json, write_rows
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.report import page
 from vtalign_jax.evaluation.report.run import read_run
@@ -111,6 +111,30 @@ def test_a_run_that_has_only_begun_says_what_is_missing(tmp_path):
     assert Reader(text).ids == SECTIONS
     for told in ("Nothing was logged yet", "Nothing was evaluated yet", "None yet", "the next one"):
         assert told in text
+
+
+def test_a_run_killed_in_its_first_evaluation_is_drawn(tmp_path):
+    workdir = make_run(tmp_path / "run", ORDINARY)
+    first = (workdir / "evaluations.jsonl").read_text().splitlines(keepends=True)[0]
+    (workdir / "evaluations.jsonl").write_text(first)  # of chance alone
+    assert "40 validation clips, 4 distinct texts" in page.write_report(workdir).read_text()
+    write_rows(workdir / "evaluations.jsonl", [json.loads(first) | {"metrics": {}}])
+    assert Reader(page.write_report(workdir).read_text()).ids == SECTIONS
+
+
+def test_a_picture_of_an_earlier_search_is_not_shown(tmp_path):
+    workdir = make_run(tmp_path / "run", ORDINARY)
+    assert "With frames" in page.write_report(workdir).read_text()
+    document = json.loads((workdir / "grounding" / "video.json").read_text())
+    write_json(workdir / "grounding" / "video.json", document | {"picture": None})
+    assert "With frames" not in page.write_report(workdir).read_text()
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
+    write_json(tmp_path / "config.json", {})
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*report\.html: .*name another file"):
+        page.write_report(tmp_path)
 
 
 def test_files_that_cannot_be_read_are_named_and_the_rest_is_drawn(tmp_path):

@@ -41,7 +41,7 @@ def write_report(workdir: str | epath.Path, out: str = "", dataset: str = "") ->
       dataset: where the run's dataset is, by default where it was.
 
     Raises:
-      UserError: it is no workdir.
+      UserError: it is no workdir, or the page cannot be written.
     """
     run = read_run(workdir)
     path = remote.path(out) if out else run.workdir / FILE
@@ -57,7 +57,7 @@ def write_comparison(workdirs: Sequence[str | epath.Path], out: str = "") -> epa
       out: a file; by default `comparison.html` in this folder.
 
     Raises:
-      UserError: one is no workdir, or there are too few or too many.
+      UserError: one is no workdir, there are too few or too many, or the page cannot be written.
     """
     if not 2 <= len(workdirs) <= MOST_COMPARED:
         raise UserError(
@@ -82,7 +82,7 @@ def report_context(run: Run, dataset: str = "") -> dict[str, Any]:
         "charts": run_curves(run),
         "recall": tables.recall_tables(run),
         "groups": tables.group_tables(run.best),
-        "counts": run.best.metrics if run.best else {},
+        "counts": _counts(run),
         "mask": tables.mask_table(run),
         "mask_charts": mask_curves(run),
         "confused": tables.confused(run),
@@ -132,8 +132,11 @@ def render(template: str, context: dict[str, Any]) -> str:
 
 
 def _write(path: epath.Path, page: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remote.write_bytes(path, page.encode("utf-8", errors="replace"))  # lone surrogates of names
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remote.write_bytes(path, page.encode("utf-8", errors="replace"))  # lone surrogates of names
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}; name another file as --out") from None
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -147,14 +150,24 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
                 tiles.append((f"{value:.3f}", title, between))
     for row, title in (("zero_shot", "R@5, base alone"), ("chance", "R@5, chance")):
         found = run.reference(row)
-        if found is not None:
-            tiles.append((f"{found.metrics['recall@5']:.3f}", title, "before training"))
+        value = found.metrics.get("recall@5") if found else None
+        if value is not None:
+            tiles.append((f"{value:.3f}", title, "before training"))
     speeds = [row["train/pairs_per_second"] for row in run.rows if "train/pairs_per_second" in row]
     tiles.append((f"{run.last_step:,}", "steps", f"best at {best.step:,}" if best else ""))
     if speeds:
         middle = sorted(speeds)[len(speeds) // 2]
         tiles.append((f"{middle:,.0f}", "pairs a second", "median"))
     return tiles
+
+
+def _counts(run: Run) -> tuple[float, float] | None:
+    """Return how many clips and distinct texts were evaluated, None where nothing says it."""
+    for each in run.evaluations:
+        clips, texts = (each.metrics.get(name) for name in ("clips", "texts"))
+        if clips and texts:
+            return clips, texts
+    return None
 
 
 def _directions(gallery: Gallery | None) -> list[tuple[str, str, list]]:

@@ -164,8 +164,11 @@ def _read_grounding(folder: epath.Path, read: Any) -> list[tuple[str, dict, byte
     for path in _newest(folder, "*.json", MOST_VIDEOS):
         value = read(_read_object, path, None)
         if value is not None:
-            picture = path.parent / f"{path.name.removesuffix('.json')}.png"
-            found.append((path.name, value, read(lambda x: x.read_bytes(), picture, None)))
+            picture = None
+            if value.get("picture"):  # else one that lies there is of an earlier search
+                file = path.parent / f"{path.name.removesuffix('.json')}.png"
+                picture = read(lambda x: x.read_bytes(), file, None)
+            found.append((path.name, value, picture))
     return found
 
 
