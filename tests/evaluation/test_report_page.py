@@ -116,9 +116,10 @@ def test_a_run_that_has_only_begun_says_what_is_missing(tmp_path):
 def test_a_run_killed_in_its_first_evaluation_is_drawn(tmp_path):
     workdir = make_run(tmp_path / "run", ORDINARY)
     first = (workdir / "evaluations.jsonl").read_text().splitlines(keepends=True)[0]
+    (workdir / "metrics.jsonl").write_text("")
     (workdir / "evaluations.jsonl").write_text(first)  # of chance alone
     assert "40 validation clips, 4 distinct texts" in page.write_report(workdir).read_text()
-    write_rows(workdir / "evaluations.jsonl", [json.loads(first) | {"metrics": {}}])
+    write_rows(workdir / "evaluations.jsonl", [json.loads(first) | {"metrics": {"recall@1": 0.1}}])
     assert Reader(page.write_report(workdir).read_text()).ids == SECTIONS
 
 
@@ -154,6 +155,13 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_drawn(tmp_path):
 def test_runs_from_before_intervals_are_read_from_their_metrics(tmp_path):
     workdir = make_run(tmp_path / "run", ORDINARY)
     whole = read_run(workdir)
+    evaluations = (workdir / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "evaluations.jsonl").write_text("".join(evaluations[-1:]))  # it was gone on with
+    resumed = read_run(workdir)
+    assert [(e.step, e.row) for e in resumed.evaluations] == [
+        (e.step, e.row) for e in whole.evaluations
+    ]
+    assert resumed.best.intervals == whole.best.intervals != {}
     (workdir / "evaluations.jsonl").unlink()
     older = read_run(workdir)
     assert [(e.step, e.row) for e in older.evaluations] == [

@@ -125,7 +125,7 @@ def read_run(workdir: str | epath.Path) -> Run:
         config=config,
         manifest=read(manifest.read_json, folder / manifest.MANIFEST, {}),
         rows=rows,
-        evaluations=evaluations or _logged_evaluations(rows),
+        evaluations=_with_logged(evaluations, rows),
         confused=read(metrics.read_rows, folder / mask_log.FILE, []),
         sample=read(lambda path: samples.read(path.parent), folder / samples.FILE, None),
         grounding=_read_grounding(folder / GROUNDING, read),
@@ -146,6 +146,13 @@ def _stored_evaluations(path: epath.Path) -> list[Scores]:
         for row in metrics.read_rows(path)
         if row["row"] in _ROWS
     ]
+
+
+def _with_logged(stored: list[Scores], rows: list[dict[str, Any]]) -> list[Scores]:
+    """Return the evaluations with those that a run of before this file has in its metrics alone."""
+    known = {(each.step, each.row) for each in stored}
+    more = [each for each in _logged_evaluations(rows) if (each.step, each.row) not in known]
+    return sorted(more + stored, key=lambda each: each.step)
 
 
 def _logged_evaluations(rows: list[dict[str, Any]]) -> list[Scores]:
