@@ -74,3 +74,8 @@ def test_the_grid_of_ten_seconds_is_this():
 def test_a_grid_out_of_range_is_named(grid, expected):
     with pytest.raises(UserError, match=expected):
         grid.check(8)
+
+
+def test_windows_without_end_are_refused():
+    with pytest.raises(UserError, match="more than 500,000 windows; give wider widths"):
+        WindowGrid((0.08,), 0.01).over(36_000.0)

@@ -9,6 +9,7 @@ from vtalign_jax.errors import UserError
 
 WIDTHS = (2.0, 4.0, 8.0, 16.0)  # seconds
 MOST_SECONDS = 3600.0  # of a window
+MOST_WINDOWS = 500_000  # of a video, 2 GB of embeddings; 37 hours of the widths above
 _SLACK = 1e-6  # seconds; what arithmetic is off by
 
 
@@ -44,6 +45,9 @@ class WindowGrid:
 
         None sticks out of the video: the last window of a width ends with it, and a width that is
         longer than the video gives the whole of it, once.
+
+        Raises:
+          UserError: they are more than `MOST_WINDOWS`.
         """
         found: dict[tuple[float, float], None] = {}
         for width in sorted(set(self.widths)):
@@ -52,6 +56,11 @@ class WindowGrid:
                 found[0.0, seconds] = None
                 continue
             count = math.ceil(room / (width * self.stride) - _SLACK)
+            if len(found) + count > MOST_WINDOWS:
+                raise UserError(
+                    f"a video of {seconds:,.0f} s has more than {MOST_WINDOWS:,} windows; give "
+                    "wider widths or a larger stride"
+                )
             starts = [round(n * width * self.stride, 6) for n in range(count)]
             found |= dict.fromkeys((start, start + width) for start in starts)
             found[room, seconds] = None
