@@ -107,5 +107,5 @@ def test_other_files_do_not_resume(name, field):
 
 
 def test_fields_free_to_change_exist():
-    fields = manifest._flat(config_lib.to_dict(config_lib.Config()))
+    fields = manifest.flat(config_lib.to_dict(config_lib.Config()))
     assert set(manifest._FREE) <= set(fields)
