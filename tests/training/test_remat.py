@@ -10,8 +10,9 @@ BASE = SmolVLMConfig.from_hf(public_bases.CONFIGS["HuggingFaceTB/SmolVLM2-2.2B-I
 TOKENS, GIB = 787, 2**30
 
 
-def chosen(gibibytes, **train):
-    config = make_config(model={"remat": "auto"}, data={"frames": 8}, train=train)
+def chosen(gibibytes, connector="lora", **train):
+    tune = {"connector": connector, "text_blocks": 8}
+    config = make_config(model={"remat": "auto"}, data={"frames": 8}, tune=tune, train=train)
     settled = remat.settle(config, BASE, TOKENS, 1, int(gibibytes * GIB))
     assert settled.train == config.train
     return settled.model.remat
@@ -25,6 +26,11 @@ def chosen(gibibytes, **train):
 )
 def test_as_little_is_computed_again_as_the_free_memory_allows(gibibytes, level):
     assert chosen(gibibytes, contrastive_batch=16) == level
+
+
+def test_blocks_that_nothing_goes_back_through_keep_nothing():
+    assert chosen(14, contrastive_batch=16) == "mlp"
+    assert chosen(14, "frozen", contrastive_batch=16) == "norms"
 
 
 def test_a_streamed_step_leaves_the_memory_to_its_prefixes():

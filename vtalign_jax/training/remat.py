@@ -36,7 +36,10 @@ def settle(config: Config, base: SmolVLMConfig, tokens: int, devices: int, free:
     left = _SHARE * free - rows * _working_bytes(config, base, tokens)
     # What a streamed step has left is its prefixes', which spare more.
     levels = () if config.train.is_streamed(devices) else ("norms", "mlp")
-    kept = {level: rows * tokens * _kept_bytes(base, level) for level in levels}
+    # Of blocks below the first trainable leaf nothing is kept.
+    all_blocks = base.text.num_hidden_layers
+    blocks = config.tune.text_blocks if config.tune.connector == "frozen" else all_blocks
+    kept = {level: rows * tokens * blocks * _kept_bytes(base, level) for level in levels}
     chosen = next((level for level, size in kept.items() if size <= left), _LEAST_MEMORY)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=chosen))
 
@@ -76,13 +79,13 @@ def _part_bytes(x: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> int:
 
 
 def _kept_bytes(base: SmolVLMConfig, level: str) -> int:
-    """Return the bytes that all blocks keep of a token, bfloat16: see `layers.REMAT`."""
+    """Return the bytes that a block keeps of a token, bfloat16: see `layers.REMAT`."""
     text = base.text
     width = 2 * text.hidden_size  # a block's input, and what enters its MLP
     width += 2 * (text.num_attention_heads + text.num_key_value_heads) * text.head_dim
     if level == "norms":
         width += 2 * text.intermediate_size
-    return 2 * width * text.num_hidden_layers
+    return 2 * width
 
 
 def _working_bytes(config: Config, base: SmolVLMConfig, tokens: int) -> int:
