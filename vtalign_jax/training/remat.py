@@ -91,7 +91,8 @@ def _kept_bytes(base: SmolVLMConfig, level: str) -> int:
 def _working_bytes(config: Config, base: SmolVLMConfig, tokens: int) -> int:
     """Return the bytes of a row that one block of the tower and one of the decoder work with.
 
-    A row from a feature cache passes no tower, but what it brings lies there twice: as much.
+    A row from a feature cache passes no tower. Its room is left all the same: 16 such rows on v5e
+    would be given "mlp" without, and not fit (docs/speed.md).
     """
     vision, text = base.vision, base.text
     patches = config.data.frames * vision.patches_per_side**2
