@@ -1,4 +1,4 @@
-"""Attention, in one place: the plain form, and which other one a TPU and a CPU take."""
+"""Attention, in one place: the plain form, and which other one a TPU, a GPU and a CPU take."""
 
 import functools
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vtalign_jax.array_types import Array
-from vtalign_jax.models import attention_tpu
+from vtalign_jax.models import attention_gpu, attention_tpu
 from vtalign_jax.models.attention_cpu import attention_by_head
 
 _LONG_ON_CPU = 256  # below it all logits at once take no longer, and compile sooner
@@ -42,6 +42,7 @@ def _attention(q: Array, k: Array, v: Array, key_mask: Array | None, causal: boo
         v,
         key_mask,
         tpu=functools.partial(attention_tpu.attend, causal=causal),
+        cuda=functools.partial(_on_cuda, causal=causal),
         cpu=functools.partial(_on_cpu, causal=causal),
         default=functools.partial(plain_attention, causal=causal),
     )
@@ -56,6 +57,7 @@ def _backward(causal: bool, kept: tuple, cotangent: Array) -> tuple:
         *kept,
         cotangent,
         tpu=functools.partial(attention_tpu.differentiate, causal=causal),
+        cuda=functools.partial(_gradients, _on_cuda, causal=causal),
         cpu=functools.partial(_gradients, _on_cpu, causal=causal),
         default=functools.partial(_gradients, plain_attention, causal=causal),
     )
@@ -83,6 +85,11 @@ def plain_attention(q: Array, k: Array, v: Array, key_mask: Array | None, *, cau
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     mixed = jnp.einsum("BKGST,BTKH->BSKGH", weights, v)
     return mixed.reshape(batch, length, heads, size)  # [B, S, N, H]
+
+
+def _on_cuda(q: Array, k: Array, v: Array, key_mask: Array | None, *, causal: bool) -> Array:
+    form = attention_gpu.attend if attention_gpu.is_possible(q) else plain_attention
+    return form(q, k, v, key_mask, causal=causal)
 
 
 def _on_cpu(q: Array, k: Array, v: Array, key_mask: Array | None, *, causal: bool) -> Array:
