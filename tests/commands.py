@@ -21,6 +21,11 @@ _FORKED = tuple(
     f"launch/{name}.py" for name in ("ablate", "cache_features", "evaluate", "export", "train")
 )
 _SECONDS = 300  # that a command may take
+# Half the compile time (the demo compiles as users' runs do); and a machine so busy that one of 8
+# device threads waits 40 seconds for its turn is slow, not stuck.
+XLA_FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 
 
 class Forked:
@@ -104,7 +109,7 @@ def _server() -> str:
 
 def environment(**extra: str) -> dict[str, str]:
     """Return the environment of a command: one CPU device; see conftest.py for compilations."""
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONUNBUFFERED": "1"}
+    flags = {"XLA_FLAGS": XLA_FLAGS, "PYTHONUNBUFFERED": "1"}
     return os.environ | flags | extra
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 
+from tests.commands import XLA_FLAGS
 from tests.samples import SAMPLES
 
 DEVICES = 8
@@ -17,8 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         *os.environ.get("XLA_FLAGS", "").split(),
         f"--xla_force_host_platform_device_count={DEVICES}",
-        # Half the compile time; the demo compiles as users' runs do.
-        "--xla_backend_optimization_level=0",
+        XLA_FLAGS,
     ]
 )
 # What one test has compiled, another test, worker or command reads.

@@ -11,7 +11,7 @@ from tests.launch.small_dataset import make_small_recordings, prepare_arguments
 from tests.launch.test_several_processes import CONFIG, STEPS, finish, start
 
 # Half the compile time; the compiled programs go to the bucket, too.
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_COMPILATION_CACHE_DIR": ""}
+QUICK = {"XLA_FLAGS": commands.XLA_FLAGS, "JAX_COMPILATION_CACHE_DIR": ""}
 
 
 @pytest.fixture(scope="module")
