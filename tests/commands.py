@@ -14,6 +14,8 @@ import tempfile
 import threading
 import time
 
+from tests.quick_compilation import XLA_FLAGS
+
 ROOT = pathlib.Path(__file__).parents[1]
 SERVER = ROOT / "tests" / "tools" / "command_server.py"
 # Started by the server: what runs long enough to be worth it, and needs no fresh interpreter.
@@ -21,11 +23,6 @@ _FORKED = tuple(
     f"launch/{name}.py" for name in ("ablate", "cache_features", "evaluate", "export", "train")
 )
 _SECONDS = 300  # that a command may take
-# Half the compile time (the demo compiles as users' runs do); and a machine so busy that one of 8
-# device threads waits 40 seconds for its turn is slow, not stuck.
-XLA_FLAGS = (
-    "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600"
-)
 
 
 class Forked:

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 
-from tests.commands import XLA_FLAGS
+from tests.quick_compilation import XLA_FLAGS
 from tests.samples import SAMPLES
 
 DEVICES = 8

@@ -1,5 +1,7 @@
 """A small aligner with random weights, every adapter alive, and random batches for it."""
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +54,11 @@ def make_config(**sections) -> Config:
 
 
 def make_aligner(config: Config, seed: int = 0):
-    """Return (bind, trainable, frozen): the model's arrays, LoRA B drawn instead of zero."""
+    """Return (bind, trainable, frozen): the model's arrays, LoRA B drawn instead of zero.
+
+    A leaf's values depend on its path and the seed alone. They are drawn in NumPy: JAX would
+    compile a dozen programs for each shape.
+    """
     base = SmolVLMConfig.from_hf(HF_CONFIG)
     adapters = trainable.adapter_config(config.tune)
 
@@ -65,13 +71,26 @@ def make_aligner(config: Config, seed: int = 0):
             has_matching_head=config.objective.itm_weight > 0,
         )
 
-    bind, _ = parameters.abstract(make_model)
-    values = parameters.parameters_of(make_model())
-    rng = np.random.default_rng(seed)
-    for path, value in values.items():
-        if path.endswith("lora_b"):
-            values[path] = jnp.asarray(0.1 * rng.normal(size=value.shape), value.dtype)
+    bind, abstract = parameters.abstract(make_model)
+    values = {"log_temperature": jnp.float32(np.log(config.model.temperature_init))}
+    for path in abstract.keys() - values.keys():
+        leaf = abstract[path]
+        values[path] = jnp.asarray(_draw(path, leaf.shape, seed), leaf.dtype)
     return bind, *trainable.split(values, config.model, config.tune)
+
+
+def _draw(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Return values of a leaf as large as those that the model itself draws."""
+    rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    name = path.rpartition(".")[2]
+    if name in ("scale", "bias"):
+        return np.full(shape, name == "scale")
+    if name == "lora_a":
+        return rng.uniform(-1, 1, shape) * shape[-2] ** -0.5
+    if name == "lora_b":
+        return 0.1 * rng.standard_normal(shape)
+    size = 0.02 if path.startswith("base.") else shape[0] ** -0.5
+    return size * rng.standard_normal(shape)
 
 
 def make_batch(

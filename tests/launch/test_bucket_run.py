@@ -10,8 +10,8 @@ from tests import commands
 from tests.launch.small_dataset import make_small_recordings, prepare_arguments
 from tests.launch.test_several_processes import CONFIG, STEPS, finish, start
 
-# Half the compile time; the compiled programs go to the bucket, too.
-QUICK = {"XLA_FLAGS": commands.XLA_FLAGS, "JAX_COMPILATION_CACHE_DIR": ""}
+# The compiled programs go to the bucket, too.
+COMPILED = {"JAX_COMPILATION_CACHE_DIR": ""}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def bucket(gcs, tmp):
 
 
 def run(tmp, *arguments, **more) -> str:
-    return commands.run(*arguments, XDG_CACHE_HOME=str(tmp / "cache"), **(QUICK | more))
+    return commands.run(*arguments, XDG_CACHE_HOME=str(tmp / "cache"), **(COMPILED | more))
 
 
 def train_arguments(bucket, workdir: str) -> list[str]:
@@ -63,7 +63,7 @@ def steps_of(bucket, workdir: str) -> list[int]:
 @pytest.fixture(scope="module")
 def stopped(bucket, tmp):
     """What a run printed that got SIGTERM after step 4."""
-    environment = QUICK | {"XDG_CACHE_HOME": str(tmp / "cache")}
+    environment = COMPILED | {"XDG_CACHE_HOME": str(tmp / "cache")}
     process = commands.start(*train_arguments(bucket, "runs/a"), **environment)
     wait_for_step(process, bucket, "runs/a", 4)
     process.send_signal(signal.SIGTERM)
@@ -157,8 +157,7 @@ def test_a_base_is_converted_into_a_bucket_and_read_from_there(bucket, tmp):
 
 @pytest.mark.slow
 def test_two_processes_share_a_workdir_in_a_bucket(bucket, tmp):
-    environment = QUICK | {"XDG_CACHE_HOME": str(tmp / "cache")}
-    del environment["XLA_FLAGS"]
+    environment = COMPILED | {"XDG_CACHE_HOME": str(tmp / "cache")}
     more = ["--config.mesh.data=2", "--config.mesh.fsdp=2"]
     for name, value in environment.items():
         pytest.MonkeyPatch().setenv(name, value)
