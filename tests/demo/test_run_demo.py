@@ -1,6 +1,11 @@
+import subprocess
+import sys
+
 import pytest
 
 from data.demo import run_demo
+from tests import commands
+from tests.browser import SECTIONS, open_everywhere
 from vtalign_jax.errors import UserError
 
 
@@ -42,3 +47,17 @@ def test_a_failing_command_ends_the_demo_with_its_code(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         run_demo._run(str(script))
     assert stopped.value.code == 2
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promises_and_its_report_opens_everywhere(tmp_path):
+    out = tmp_path / "demo"
+    command = [sys.executable, "data/demo/run_demo.py", f"--out={out}"]
+    done = subprocess.run(command, cwd=commands.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for seen in open_everywhere([out / "run" / "report.html"]):
+        assert seen["ids"] == SECTIONS
+        assert "after step 720" in seen["text"]
+        assert "None yet" not in seen["text"]
+        assert "8 videos" in seen["text"].split("Grounding")[-1]
+        assert "passed" in seen["text"].split("Exports")[-1]
