@@ -147,8 +147,7 @@ def main() -> None:
                 session.progress.say(line)
         is_ending = ending.is_due(done)
         if session.is_evaluation_due(done):
-            scores = evaluator.score(state.params, frozen)
-            session.evaluated(done, scores, state, evaluator.sample)
+            _record_evaluation(session, done, evaluator, state, frozen)
             session.progress.say(mask_log.line())
         elif session.is_save_due(done) or is_ending:
             session.save(done, state)
@@ -264,6 +263,15 @@ def _record_start(
     session.record(0, "zero_shot", zero_shot)
     # No candidate for the best: nothing was trained here.
     session.record(0, "val", untrained if start is drawn else evaluator.score(start, frozen))
+
+
+def _record_evaluation(
+    session: Session, done: int, evaluator: Evaluator, state: TrainState, frozen: Parameters
+) -> None:
+    """Evaluate the model after `done` steps, record it, save, and begin to draw the report."""
+    found = evaluator.embeddings(state.params, frozen)
+    scores = evaluator.evaluated(found.z_video, found.z_text)
+    session.evaluated(done, scores, state, functools.partial(evaluator.sample, found))
 
 
 def _make_step(

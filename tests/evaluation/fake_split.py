@@ -22,7 +22,7 @@ class StoredPart(NamedTuple):
 class FakeSplit:
     """Clips of a random batch."""
 
-    name = "val"
+    name, fingerprint = "val", "f" * 64
 
     def __init__(self):
         self.batch = make_batch(CLIPS)
@@ -31,9 +31,11 @@ class FakeSplit:
         names = {
             "dataset": [""] * CLIPS,
             "level": [f"level {n}" for n in self.identity.level],
+            "clip_id": [f"clip {n}" for n in range(CLIPS)],
             "recording_id": [f"recording {n}" for n in self.identity.recording],
         }
         self.table = pa.table(names)
+        self.texts = [f"text {n}" for n in self.identity.text]
 
     def __len__(self):
         return CLIPS

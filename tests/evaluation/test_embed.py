@@ -151,6 +151,9 @@ def test_scores_are_those_of_the_embeddings(shared):
     assert scored.intervals == bootstrap_intervals(ranked) != {}
     assert scored.groups == group_recalls(ranked, group_names(shared.split))
     assert list(scored.groups["dataset"]) == ["small"]
+    sample = evaluator.sample(found, 7)
+    assert (sample.step, sample.total, len(sample.records)) == (7, 21, 21)
+    np.testing.assert_array_equal(sample.z_video, found.z_video[sample.records])
     chance = chance_metrics(identity) | choice_chance(questions)
     assert evaluator.chance().metrics == pytest.approx(chance, nan_ok=True)
 

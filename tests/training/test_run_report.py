@@ -2,6 +2,7 @@
 
 import io
 import struct
+import threading
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -35,10 +36,10 @@ def test_an_evaluation_is_kept_drawn_and_shown_in_tensorboard(workdir):
     board = Board(str(workdir / "tensorboard"), 0)
     report = RunReport(str(workdir), board, make_config())
     assert report.evaluated(20, lambda step: make_sample()[0]._replace(step=step)) == []
+    assert report.close(30, 0.75) == []
+    board.close()
     assert samples.read(workdir).step == 20
     assert "after step 20" in (workdir / page.FILE).read_text()
-    report.close(30, 0.75)
-    board.close()
     assert {"val/similarity", "best/recall_5", "_hparams_/experiment"} <= set(_tags(workdir))
 
 
@@ -49,9 +50,40 @@ def test_what_cannot_be_drawn_is_a_warning_with_its_cause(workdir):
     def fail(step):
         raise RuntimeError("no embedding\nof step 20")
 
-    (line,) = report.evaluated(20, fail)
+    (line,) = report.evaluated(20, fail) + report.close(20, None)
     assert line.startswith("warning: report.html could not be drawn (no embedding of step 20)")
     assert f"python launch/report.py --workdir={workdir}" in line
+    board.close()
+
+
+def test_no_step_waits_for_a_drawing_and_one_not_begun_gives_way_to_the_next(workdir):
+    board = Board(str(workdir / "tensorboard"), 0)
+    report = RunReport(str(workdir), board, make_config())
+    begun, released, drawn = threading.Event(), threading.Event(), []
+
+    def wait(step):
+        begun.set()
+        assert released.wait(60)
+        drawn.append(step)
+        raise RuntimeError("the first")
+
+    assert report.evaluated(10, wait) == []
+    assert begun.wait(60)
+    for step in (20, 30):
+        assert report.evaluated(step, lambda step: drawn.append(step) or make_sample()[0]) == []
+    released.set()
+    (line,) = report.close(30, None)
+    assert drawn == [10, 30]
+    assert "(the first)" in line
+    board.close()
+
+
+def test_a_row_that_tensorboard_cannot_take_is_a_warning(workdir, monkeypatch):
+    board = Board(str(workdir / "tensorboard"), 0)
+    report = RunReport(str(workdir), board, make_config())
+    monkeypatch.setattr(board, "hyper_parameters", lambda *given: 1 / 0)
+    (line,) = report.close(20, 0.5)
+    assert line == "warning: TensorBoard has no row of this run (division by zero)"
     board.close()
 
 
@@ -59,7 +91,7 @@ def test_other_processes_draw_nothing(workdir):
     (workdir / samples.FILE).unlink()
     report = RunReport(str(workdir), None, make_config())
     assert report.evaluated(20, lambda step: make_sample()[0]) == []
-    report.close(20, 0.5)
+    assert report.close(20, 0.5) == []
     assert not (workdir / samples.FILE).exists()
     assert not (workdir / page.FILE).exists()
 
@@ -69,6 +101,7 @@ def test_a_workdir_in_a_bucket_is_drawn_there(workdir, bucket, tmp_path):
     board = Board(str(tmp_path / "tensorboard"), 0)
     report = RunReport(f"{bucket.url}/run", board, make_config())
     assert report.evaluated(20, lambda step: make_sample()[0]._replace(step=step)) == []
+    assert report.close(None, None) == []
     board.close()
     drawn = bucket.read(f"run/{page.FILE}").decode()
     for shown in ("after step 20", "IoU 0.80", "UNVERIFIED", "0.200 to 0.900"):

@@ -209,12 +209,12 @@ class Evaluator:
     def score(self, params: Parameters, frozen: Parameters) -> Evaluation:
         """Return what the embeddings through the head score."""
         found = self.embeddings(params, frozen)
-        self._shown = choose(self._identity, found.z_video, found.z_text)
         return self.evaluated(found.z_video, found.z_text)
 
-    def sample(self, step: int) -> Sample:
-        """Return what the report shows of the last `score`, after this many steps."""
-        return name(self._shown, step, self._split, shown_texts(self._split, self._config.data))
+    def sample(self, found: Embeddings, step: int) -> Sample:
+        """Return what the report shows of embeddings of the split, after this many steps."""
+        shown = choose(self._identity, found.z_video, found.z_text)
+        return name(shown, step, self._split, shown_texts(self._split, self._config.data))
 
     def score_untrained(
         self, params: Parameters, frozen: Parameters

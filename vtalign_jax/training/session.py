@@ -231,7 +231,7 @@ class Session:
         state: TrainState,
         make_sample: Callable[[int], Sample] | None = None,
     ) -> None:
-        """Record an evaluation as "val", advance the early stop, save, and draw the report.
+        """Record an evaluation as "val", advance the early stop, save, begin to draw the report.
 
         Args:
           done: steps done.
@@ -295,7 +295,8 @@ class Session:
     def close(self) -> None:
         """Wait until everything is on disk."""
         self._checkpoints.close()
-        self._drawn.close(self._checkpoints.latest_step(), self.early.best)
+        for line in self._drawn.close(self._checkpoints.latest_step(), self.early.best):
+            self.progress.say(line)
         self._writer.close()
         if self._evaluations is not None:
             self._evaluations.close()
