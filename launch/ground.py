@@ -11,9 +11,9 @@ best one that there is. A text that stands in a video several times is right at 
 node shorter than half a second is a moment, and counts as the window that a clip of it has in
 training.
 
---out gets <video>.json (vtalign_jax/evaluation/grounding_files.py says its form), <video>.png and,
-of several videos, summary.json. It is by default the folder grounding/ of a workdir, and of the
-current folder for an export.
+--out gets <video>.json (vtalign_jax/evaluation/grounding_documents.py says its form), <video>.png
+and, of several videos, summary.json. It is by default the folder grounding/ of a workdir, and of
+the current folder for an export.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from vtalign_jax.dst.images import FITS, ROTATIONS
 from vtalign_jax.dst.settings_flags import define_source_flags, typed_settings
 from vtalign_jax.dst.typeface import Typeface, load_typeface
 from vtalign_jax.errors import UserError
-from vtalign_jax.evaluation import grounding_files, grounding_jobs
+from vtalign_jax.evaluation import grounding_documents, grounding_files, grounding_jobs
 from vtalign_jax.evaluation.grounding import KEEP, NMS_IOU, check_choice, ground
 from vtalign_jax.evaluation.grounding_metrics import Answer, format_metrics
 from vtalign_jax.evaluation.spans import WIDTHS, WindowGrid
@@ -90,12 +90,12 @@ def _ground() -> dict[str, Any]:
     if not found.jobs:
         raise UserError(next(iter(failed.values())))
     workdir = _workdir(args.checkpoint)
-    out = remote.path(args.out or (f"{workdir}/grounding" if workdir else "grounding"))
+    out = remote.path(args.out or f"{workdir or '.'}/{grounding_files.FOLDER}")
     grounding_files.make_folder(args.out, out)
     say(f"loading the base from {trained.assembly.directory}")
     aligner = Aligner(trained, args.dtype, fit=args.fit, rotate=args.rotate)
     window = trained.facts["window_seconds"]
-    asked = grounding_files.settings_shown(grid, trained.source, args.nms_iou, window)
+    asked = grounding_documents.settings_shown(grid, trained.source, args.nms_iou, window)
     count = sum(len(job.questions) for job in found.jobs)
     say(f"asking {count:,} texts of {len(found.jobs):,} videos: compiling first")
     documents, answers, began = [], [], time.monotonic()
@@ -114,9 +114,8 @@ def _ground() -> dict[str, Any]:
         _print_video(document, place)
     if not documents:
         raise UserError(next(iter(failed.values())))
-    whole = grounding_files.summary(documents, answers, failed, asked)
-    if len(documents) > 1:
-        grounding_files.write_document(out, grounding_files.SUMMARY, whole)
+    whole = grounding_documents.summary(documents, answers, failed, asked)
+    grounding_files.write_summary(out, whole)
     if whole["metrics"]:
         say(format_metrics(whole["metrics"]))
     say(f"wrote {len(documents)} of {len(documents) + len(failed)} videos to {out}")
@@ -146,14 +145,11 @@ def _search(
             nms_iou=args.nms_iou,
             tell=progress,
         )
-    answers = grounding_files.answers_of(job, found, asked["windows"]["point_seconds"])
-    pictures = []
-    if args.pictures:
-        title = f"{job.name}, {found.seconds:.1f} s, {len(found.windows):,} windows"
-        drawn = draw_timeline(found, job.questions, title, face, ROWS)
-        pictures = grounding_files.write_pictures(out, name, drawn)
-    document = grounding_files.document(job, found, answers, pictures, asked)
-    grounding_files.write_document(out, name, document)
+    answers = grounding_documents.answers_of(job, found, asked["windows"]["point_seconds"])
+    title = f"{job.name}, {found.seconds:.1f} s, {len(found.windows):,} windows"
+    drawn = draw_timeline(found, job.questions, title, face, ROWS) if args.pictures else []
+    document = grounding_documents.document(job, found, answers, asked)
+    document = grounding_files.write_video(out, name, document, drawn)
     return document, [answer for answer in answers if answer]
 
 

@@ -11,7 +11,7 @@ from tests.index_video import constant_ticks, write_video
 from tests.interop.checkpoints import make_config, write_base, write_checkpoint
 from vtalign_jax.dst.finder import Source
 from vtalign_jax.errors import UserError
-from vtalign_jax.evaluation import grounding_files
+from vtalign_jax.evaluation import grounding_documents, grounding_files
 from vtalign_jax.evaluation.grounding import ground
 from vtalign_jax.evaluation.grounding_jobs import Job
 from vtalign_jax.evaluation.questions import Question
@@ -65,10 +65,10 @@ def test_a_document_says_what_was_found_and_how_good_it_is(found, tmp_path):
     annotated = ((best.start, best.end), (6.0, 6.0))
     source = Source("video", "x", "x", 0, "square", 0)
     job = Job("a", source, [Question(TEXTS[0], "action", annotated), Question(TEXTS[1])])
-    answers = grounding_files.answers_of(job, found, 4.0)
+    answers = grounding_documents.answers_of(job, found, 4.0)
     assert answers[1] is None
-    asked = grounding_files.settings_shown(GRID, "runs/x", 0.3, 4.0)
-    document = grounding_files.document(job, found, answers, ["a.png"], asked)
+    asked = grounding_documents.settings_shown(GRID, "runs/x", 0.3, 4.0)
+    document = grounding_documents.document(job, found, answers, asked)
     first, second = json.loads(json.dumps(document))["texts"]
     assert first["iou"] == 1.0
     assert first["annotated"] == [[best.start, best.end], [6.0, 6.0]]
@@ -76,8 +76,8 @@ def test_a_document_says_what_was_found_and_how_good_it_is(found, tmp_path):
     assert (second["iou"], second["level"], second["annotated"]) == (None, "", [])
     assert document["metrics"]["all"]["model"]["mean_iou"] == 1.0
     assert document["metrics"]["all"]["questions"] == 1
-    assert (document["picture"], document["windows"]["count"]) == ("a.png", len(found.windows))
-    whole = grounding_files.summary([document, document], answers[:1] * 2, {"b": "gone"}, asked)
+    assert document["windows"]["count"] == len(found.windows)
+    whole = grounding_documents.summary([document, document], answers[:1] * 2, {"b": "gone"}, asked)
     assert (whole["video"], whole["failed"]) == ("2 videos", {"b": "gone"})
     assert set(document) <= set(whole)
 
@@ -86,11 +86,43 @@ def test_pages_keep_their_colours_and_those_of_a_longer_search_are_removed(tmp_p
     page = Image.new("RGB", (90, 90), "#ffffff")
     page.paste((225, 60, 220), (0, 0, 3, 3))
     folder = epath.Path(tmp_path)
-    assert grounding_files.write_pictures(folder, "a", [page] * 3)[2] == "a.page3.png"
-    assert grounding_files.write_pictures(folder, "a", [page]) == ["a.png"]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    mine = tmp_path / "a.page9.png"
+    mine.write_text("of somebody else")
+    written = grounding_files.write_video(folder, "a", {}, [page] * 3)
+    assert written["pictures"] == ["a.png", "a.page2.png", "a.page3.png"]
+    assert grounding_files.write_video(folder, "a", {}, [page]) == {
+        "picture": "a.png",
+        "pictures": ["a.png"],
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", mine.name, "a.png"]
     with Image.open(tmp_path / "a.png") as written:
         assert written.getpixel((1, 1)) == (225, 60, 220)
+    assert grounding_files.write_video(folder, "a", {}, [])["picture"] is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", mine.name]
+
+
+@pytest.mark.parametrize("named", ["../b.png", "b.png", 3, None])
+def test_only_pictures_of_the_video_itself_are_removed(tmp_path, named):
+    folder = tmp_path / "grounding"
+    folder.mkdir()
+    for path in (folder / "b.png", tmp_path / "b.png"):
+        path.write_text("of another video")
+    (folder / "a.json").write_text(json.dumps({"pictures": [named]}))
+    grounding_files.write_video(epath.Path(folder), "a", {}, [])
+    assert (folder / "b.png").exists()
+    assert (tmp_path / "b.png").exists()
+
+
+def test_a_search_of_one_video_removes_the_summary_of_several_and_no_other_file(tmp_path):
+    folder, file = epath.Path(tmp_path), tmp_path / "summary.json"
+    grounding_files.write_summary(folder, {"videos": ["a", "b"]})
+    assert json.loads(file.read_text()) == {"videos": ["a", "b"]}
+    grounding_files.write_summary(folder, {"videos": ["a"]})
+    assert not file.exists()
+    for text in ('{"title": "mine"}', "[1]", "no JSON"):
+        file.write_text(text)
+        grounding_files.write_summary(folder, {"videos": ["a"]})
+        assert file.read_text() == text
 
 
 def test_videos_and_documents_may_lie_in_a_bucket(aligner, video, found, bucket):
@@ -102,14 +134,14 @@ def test_videos_and_documents_may_lie_in_a_bucket(aligner, video, found, bucket)
         vt.ground(aligner, f"{bucket.url}/videos/b.mp4", TEXTS)
     folder = epath.Path(f"{bucket.url}/run/grounding")
     grounding_files.make_folder("", folder)
-    grounding_files.write_pictures(folder, "a", [Image.new("RGB", (2, 2))])
-    grounding_files.write_document(folder, "a", {"video": "a"})
+    for pictures in ([Image.new("RGB", (2, 2))] * 2, [Image.new("RGB", (2, 2))]):
+        grounding_files.write_video(folder, "a", {"video": "a"}, pictures)
     assert sorted(bucket.names("run/grounding")) == ["run/grounding/a.json", "run/grounding/a.png"]
 
 
 def test_files_of_equally_named_videos_do_not_replace_each_other():
-    names = grounding_files.file_names(["a", "A", "summary", "x/y", "a"])
-    assert names == ["a", "A-2", "summary-2", "x_y", "a-3"]
+    names = grounding_files.file_names(["a", "A", "summary", "x/y", "a", "a.page2", "a.page2-2"])
+    assert names == ["a", "A-2", "summary-2", "x_y", "a-3", "a.page2-2", "a.page2-2-2"]
 
 
 @pytest.mark.parametrize(
@@ -140,11 +172,11 @@ def test_embeddings_that_are_no_numbers_are_no_answer(aligner, video, monkeypatc
 
 def test_a_document_that_cannot_be_written_leaves_the_one_before(tmp_path):
     folder = epath.Path(tmp_path)
-    grounding_files.write_document(folder, "a", {"video": "before"})
+    before = grounding_files.write_video(folder, "a", {"video": "before"}, [])
     (tmp_path / "a.json.new").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*a\.json"):
-        grounding_files.write_document(folder, "a", {"video": "after"})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"video": "before"}
+        grounding_files.write_video(folder, "a", {"video": "after"}, [])
+    assert json.loads((tmp_path / "a.json").read_text()) == before
 
 
 def test_what_is_no_video_is_named(aligner, tmp_path):

@@ -147,9 +147,9 @@ def test_levels_stand_in_the_summary_of_several_videos_or_else_with_the_video():
     groups = {name: {"questions": 3} | way for name in ("all", "step", "action")}
     video, summary = (
         ("a.json", {"metrics": groups}, None),
-        ("summary.json", {"metrics": groups}, None),
+        ("summary.json", {"metrics": groups, "videos": ["a", "b"]}, None),
     )
     (alone,) = timelines([video])
     assert len(alone.metrics.rows) == 6
     assert alone.metrics.rows[0][:2] == ("all, 3 texts", "found")
-    assert [len(line.metrics.rows) for line in timelines([video, summary])] == [6, 2]
+    assert [len(line.metrics.rows) for line in timelines([summary, video])] == [6, 2]

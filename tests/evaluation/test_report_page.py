@@ -3,6 +3,7 @@
 import html.parser
 import itertools
 import json
+import os
 import pathlib
 import re
 import tomllib
@@ -123,6 +124,31 @@ def test_a_picture_of_an_earlier_search_is_not_shown(tmp_path):
     document = json.loads((workdir / "grounding" / "video.json").read_text())
     write_json(workdir / "grounding" / "video.json", document | {"picture": None})
     assert "With frames" not in page.write_report(workdir).read_text()
+
+
+def test_the_newest_searches_and_exports_are_shown_below_the_summary_and_the_rest_counted(tmp_path):
+    workdir = make_run(tmp_path / "run", ORDINARY)
+    document = (workdir / "grounding" / "video.json").read_text()
+    export = (workdir / "exports" / "peft" / "certificate.json").read_text()
+    for n in range(12):  # seconds of 1970
+        file = workdir / "grounding" / f"video_{n:02}.json"
+        file.write_text(json.dumps(json.loads(document) | {"video": file.stem, "picture": None}))
+        os.utime(file, (n, n))
+        file = workdir / "exports" / f"peft_{n:02}" / "certificate.json"
+        file.parent.mkdir()
+        file.write_text(export)
+        os.utime(file, (n, n))
+    summary = workdir / "grounding" / "summary.json"
+    write_json(summary, {"video": "12 videos", "videos": [], "texts": []})
+    os.utime(summary, (0, 0))  # however old
+    run = read_run(workdir)
+    videos = ["video.json", *(f"video_{n:02}.json" for n in range(5, 12))]
+    assert [name for name, _, _ in run.grounding] == ["summary.json", *videos]
+    exports = ["merged", "peft", *(f"peft_{n:02}" for n in range(2, 12))]
+    assert [name for name, _ in run.exports] == exports
+    text = page.write_report(workdir).read_text()
+    assert "5 more videos, searched before these" in text
+    assert "2 older ones are in the folder exports" in text
 
 
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path):

@@ -1,25 +1,13 @@
-"""What a search leaves behind: a JSON document a video, and what is drawn beside it.
+"""The files of a search: `<video>.json`, its pictures, and of several videos `summary.json`.
 
-A document is
-
-    {"video": name, "checkpoint": what was asked,
-     "seconds": length of the video,
-     "windows": {"widths": [seconds, ...], "stride": share of the width, "count": n,
-                 "lost": {reason: n}, "nms_iou": x, "point_seconds": see `questions.right_spans`},
-     "texts": [{"text", "level", "annotated": [[start, end], ...],
-                "spans": [{"start", "end", "score"}, ...], "iou": x or null}, ...],
-     "metrics": see `grounding_metrics.grounding_metrics`, {} where nothing is annotated,
-     "picture": "<name>.png" beside the document, or null,
-     "pictures": all of them, where a video has more texts than one picture shows}
-
-Times are seconds from the video's first frame. Spans stand best first; `iou` is that of the first
-one, null where the video's annotation does not have the text. `summary.json`, of several videos,
-has the same form: "video" says how many, "texts" is empty, "metrics" are those of all questions,
-and "videos" and "failed" ({name: reason}) name them.
+`grounding_documents.py` says what a document holds. A later search of the same video replaces its
+files, and one of a single video removes the summary of several: nothing in the folder is of a
+search that is no more.
 """
 
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,147 +16,89 @@ from PIL import Image
 
 from vtalign_jax import remote
 from vtalign_jax.errors import UserError
-from vtalign_jax.evaluation.grounding import Grounding
-from vtalign_jax.evaluation.grounding_jobs import Job
-from vtalign_jax.evaluation.grounding_metrics import Answer, grounding_metrics, judge
-from vtalign_jax.evaluation.questions import right_spans
-from vtalign_jax.evaluation.spans import WindowGrid
 
+FOLDER = "grounding"  # inside a workdir
 SUMMARY = "summary"
-
-
-def answers_of(job: Job, found: Grounding, window_seconds: float) -> list[Answer | None]:
-    """Return how well each question is answered, None where nothing says what is right.
-
-    Args:
-      job: the questions.
-      found: the answers.
-      window_seconds: of the clips trained on, for moments.
-    """
-    answers: list[Answer | None] = []
-    for question, spans in zip(job.questions, found.spans, strict=True):
-        right = right_spans(question.annotated, found.seconds, window_seconds)
-        span = spans[0].start, spans[0].end
-        answers.append(judge(question.level, span, found.windows, right) if len(right) else None)
-    return answers
-
-
-def document(
-    job: Job,
-    found: Grounding,
-    answers: Sequence[Answer | None],
-    pictures: Sequence[str],
-    asked: dict[str, Any],
-) -> dict[str, Any]:
-    """Return the document of one video, see above.
-
-    Args:
-      job: the questions.
-      found: the answers.
-      answers: of `answers_of`.
-      pictures: names of files.
-      asked: "checkpoint", and of "windows" what all videos share.
-    """
-    texts = [
-        {
-            "text": question.text,
-            "level": question.level,
-            "annotated": [list(span) for span in question.annotated],
-            "spans": [
-                {"start": round(s.start, 3), "end": round(s.end, 3), "score": round(s.score, 5)}
-                for s in spans
-            ],
-            "iou": None if answer is None else round(answer.model, 5),
-        }
-        for question, spans, answer in zip(job.questions, found.spans, answers, strict=True)
-    ]
-    return {
-        "video": job.name,
-        "checkpoint": asked["checkpoint"],
-        "seconds": round(found.seconds, 3),
-        "windows": asked["windows"] | {"count": len(found.windows), "lost": found.lost},
-        "texts": texts,
-        "metrics": grounding_metrics([answer for answer in answers if answer]),
-        "picture": pictures[0] if pictures else None,
-        "pictures": list(pictures),
-    }
-
-
-def summary(
-    documents: Sequence[dict[str, Any]],
-    answers: Sequence[Answer],
-    failed: dict[str, str],
-    asked: dict[str, Any],
-) -> dict[str, Any]:
-    """Return the document of several videos, see above."""
-    count = sum(found["windows"]["count"] for found in documents)
-    return {
-        "video": f"{len(documents)} videos",
-        "checkpoint": asked["checkpoint"],
-        "seconds": round(sum(found["seconds"] for found in documents), 3),
-        "windows": asked["windows"] | {"count": count},
-        "texts": [],
-        "metrics": grounding_metrics(answers),
-        "picture": None,
-        "pictures": [],
-        "videos": [found["video"] for found in documents],
-        "failed": failed,
-    }
-
-
-def settings_shown(
-    grid: WindowGrid, checkpoint: str, nms_iou: float, window_seconds: float
-) -> dict[str, Any]:
-    """Return what the documents of all videos share."""
-    return {
-        "checkpoint": checkpoint,
-        "windows": {
-            "widths": list(grid.widths),
-            "stride": grid.stride,
-            "nms_iou": nms_iou,
-            "point_seconds": window_seconds,
-        },
-    }
+_PAGE = ".page"  # and its number, from 2, before the ending of a further picture
 
 
 def file_names(names: Iterable[str]) -> list[str]:
-    """Return a name for each video's files: its own, numbered where another one has it."""
+    """Return a name for each video's files: its own, numbered where it would meet another's."""
     taken, found = {SUMMARY}, []
     for name in names:
         name = name.replace("/", "_") or "video"
+        is_page = re.search(rf"{re.escape(_PAGE)}\d+$", name, re.IGNORECASE)
         free, number = name, 1
-        while free.lower() in taken:  # some disks know no case
-            number += 1
+        while is_page or free.lower() in taken:  # some disks know no case
+            number, is_page = number + 1, None
             free = f"{name}-{number}"
         taken.add(free.lower())
         found.append(free)
     return found
 
 
-def write_document(folder: epath.Path, name: str, content: dict[str, Any]) -> None:
-    """Write `<folder>/<name>.json`."""
-    _write(folder / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
+def write_video(
+    folder: epath.Path, name: str, content: dict[str, Any], pictures: Sequence[Image.Image]
+) -> dict[str, Any]:
+    """Write `<name>.json` and `<name>.png`, `<name>.page2.png`, ...; return the document.
 
+    Pictures of an earlier search of this video that are not written again are removed.
 
-def write_pictures(folder: epath.Path, name: str, pictures: Sequence[Image.Image]) -> list[str]:
-    """Write `<folder>/<name>.png`, `<name>.page2.png`, ..., and return their names.
+    Args:
+      folder: of the search.
+      name: of `file_names`.
+      content: of `grounding_documents.document`.
+      pictures: of the video, none or more.
 
-    Pages of an earlier search that had more of them are removed.
+    Raises:
+      UserError: a file cannot be written.
     """
+    earlier = _earlier(folder, name).get("pictures")
     names = [_page(name, number) for number in range(1, len(pictures) + 1)]
     for file, picture in zip(names, pictures, strict=True):
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", optimize=True)
         _write(folder / file, buffer.getvalue())
-    number = len(pictures) + 1
-    while (stale := folder / _page(name, number)).exists():
-        stale.unlink()
-        number += 1
-    return names
+    whole = content | {"picture": names[0] if names else None, "pictures": names}
+    _write_json(folder, name, whole)
+    own = re.compile(rf"{re.escape(name)}({re.escape(_PAGE)}\d+)?\.png")
+    for file in earlier if isinstance(earlier, list) else []:
+        if file not in names and own.fullmatch(str(file)) and (folder / file).exists():
+            (folder / file).unlink()
+    return whole
+
+
+def write_summary(folder: epath.Path, content: dict[str, Any]) -> None:
+    """Write `summary.json` of several videos; of one, remove what an earlier search wrote.
+
+    Args:
+      folder: of the search.
+      content: of `grounding_documents.summary`.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if len(content["videos"]) > 1:
+        _write_json(folder, SUMMARY, content)
+    elif "videos" in _earlier(folder, SUMMARY):
+        (folder / f"{SUMMARY}.json").unlink()
 
 
 def _page(name: str, number: int) -> str:
-    return f"{name}.png" if number == 1 else f"{name}.page{number}.png"
+    return f"{name}.png" if number == 1 else f"{name}{_PAGE}{number}.png"
+
+
+def _earlier(folder: epath.Path, name: str) -> dict[str, Any]:
+    """Return the document that is there, {} if there is none or something else."""
+    try:
+        found = json.loads((folder / f"{name}.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_json(folder: epath.Path, name: str, content: dict[str, Any]) -> None:
+    _write(folder / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def make_folder(out: str, path: epath.Path) -> None:

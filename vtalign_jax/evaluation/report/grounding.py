@@ -16,7 +16,6 @@ _MOST_TEXTS = 24  # of a video
 _MOST_SPANS = 3  # of a text
 _THINNEST = 2.0  # bar
 _PICTURE = 1200, 1600  # pixels, at most
-_SUMMARY = "summary.json"
 _WAYS = {"model": "found", "random": "a window at random", "best": "the best window"}
 
 
@@ -65,13 +64,13 @@ class Timeline(NamedTuple):
 def timelines(found: list[tuple[str, dict[str, Any], bytes | None]]) -> list[Timeline]:
     """Return the timelines of documents as `launch/ground.py` writes them.
 
-    The summary of several comes first; it has the levels, and each video's own metrics are whole.
+    The summary of several, the one that names "videos", comes first and has the levels: of each
+    video the whole is enough then.
     """
-    ordered = sorted(found, key=lambda each: each[0] != _SUMMARY)
-    of_all = ordered[0][1].get("metrics") if ordered and ordered[0][0] == _SUMMARY else None
+    has_summary = any("videos" in value and value.get("metrics") for _, value, _ in found)
     return [
-        _timeline(name, value, picture, has_levels=name == _SUMMARY or not of_all)
-        for name, value, picture in ordered
+        _timeline(name, value, picture, has_levels="videos" in value or not has_summary)
+        for name, value, picture in found
     ]
 
 

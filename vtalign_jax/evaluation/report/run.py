@@ -12,13 +12,14 @@ from typing import Any
 from etils import epath
 
 from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation import grounding_files
 from vtalign_jax.evaluation.report import sample as samples
 from vtalign_jax.interop.certificate import INPUTS
 from vtalign_jax.training import manifest, mask_log, metrics
 from vtalign_jax.training.checkpoint import METRIC
 
 EVALUATIONS = "evaluations.jsonl"  # inside a workdir; every one with intervals and groups
-GROUNDING, EXPORTS = "grounding", "exports"  # folders of a workdir
+EXPORTS = "exports"  # folder of a workdir
 MOST_VIDEOS, MOST_EXPORTS = 8, 12  # shown
 _ROWS = ("chance", "zero_shot", "val")
 _RECALL = METRIC.removeprefix("val/")
@@ -56,8 +57,10 @@ class Run:
       evaluations: in the order they were made.
       confused: rows of `confused.jsonl`.
       sample: of the last evaluation, None if none was written.
-      grounding: (name, what `launch/ground.py` wrote, its picture or None).
+      grounding: (name, what `launch/ground.py` wrote, its picture or None), the summary first.
+      more_videos: how many older ones of them are left out.
       exports: (name, what its certificate holds).
+      more_exports: likewise.
       faults: files that could not be read, and why.
     """
 
@@ -70,7 +73,9 @@ class Run:
     confused: list[dict[str, Any]]
     sample: samples.Sample | None
     grounding: list[tuple[str, dict[str, Any], bytes | None]]
+    more_videos: int
     exports: list[tuple[str, dict[str, Any]]]
+    more_exports: int
     faults: list[str]
 
     @property
@@ -119,6 +124,8 @@ def read_run(workdir: str | epath.Path) -> Run:
 
     rows = read(metrics.read_rows, folder / metrics.FILE, [])
     evaluations = read(_stored_evaluations, folder / EVALUATIONS, [])
+    grounding, more_videos = _read_grounding(folder / grounding_files.FOLDER, read)
+    exports, more_exports = _read_exports(folder / EXPORTS, read)
     return Run(
         name=folder.name or str(folder),
         workdir=folder,
@@ -128,8 +135,10 @@ def read_run(workdir: str | epath.Path) -> Run:
         evaluations=_with_logged(evaluations, rows),
         confused=read(metrics.read_rows, folder / mask_log.FILE, []),
         sample=read(lambda path: samples.read(path.parent), folder / samples.FILE, None),
-        grounding=_read_grounding(folder / GROUNDING, read),
-        exports=_read_exports(folder / EXPORTS, read),
+        grounding=grounding,
+        more_videos=more_videos,
+        exports=exports,
+        more_exports=more_exports,
         faults=faults,
     )
 
@@ -166,9 +175,11 @@ def _logged_evaluations(rows: list[dict[str, Any]]) -> list[Scores]:
     return found
 
 
-def _read_grounding(folder: epath.Path, read: Any) -> list[tuple[str, dict, bytes | None]]:
-    found = []
-    for path in _newest(folder, "*.json", MOST_VIDEOS):
+def _read_grounding(folder: epath.Path, read: Any) -> tuple[list[tuple[str, dict, Any]], int]:
+    """Return what is shown of a folder, and how many videos are left out."""
+    summary, found = folder / f"{grounding_files.SUMMARY}.json", []
+    files, more = _newest(folder, "*.json", MOST_VIDEOS, beside=summary.name)
+    for path in [summary, *files]:
         value = read(_read_object, path, None)
         if value is not None:
             picture = None
@@ -176,24 +187,32 @@ def _read_grounding(folder: epath.Path, read: Any) -> list[tuple[str, dict, byte
                 file = path.parent / f"{path.name.removesuffix('.json')}.png"
                 picture = read(lambda x: x.read_bytes(), file, None)
             found.append((path.name, value, picture))
-    return found
+    return found, more
 
 
-def _read_exports(folder: epath.Path, read: Any) -> list[tuple[str, dict]]:
-    found = []
-    for path in _newest(folder, f"*/{INPUTS}", MOST_EXPORTS):
-        value = read(_read_object, path, None)
-        if value is not None:
-            found.append((path.parent.name, value))
-    return found
+def _read_exports(folder: epath.Path, read: Any) -> tuple[list[tuple[str, dict]], int]:
+    """Return what is shown of a folder, and how many exports are left out."""
+    files, more = _newest(folder, f"*/{INPUTS}", MOST_EXPORTS)
+    found = [(path.parent.name, read(_read_object, path, None)) for path in files]
+    return [(name, value) for name, value in found if value is not None], more
 
 
-def _newest(folder: epath.Path, pattern: str, most: int) -> list[epath.Path]:
-    """Return files of a folder, the newest of them alone where there are many, by name."""
+def _newest(
+    folder: epath.Path, pattern: str, most: int, beside: str = ""
+) -> tuple[list[epath.Path], int]:
+    """Return files of a folder by name, but the newest alone, and how many are left out.
+
+    Args:
+      folder: may be absent.
+      pattern: of the files.
+      most: of them.
+      beside: name of a file that does not count.
+    """
     if not folder.exists():
-        return []
-    files = sorted(folder.glob(pattern), key=lambda path: path.stat().mtime)
-    return sorted(files[-most:], key=lambda path: path.parts)
+        return [], 0
+    files = [path for path in folder.glob(pattern) if path.name != beside]
+    files = sorted(files, key=lambda path: path.stat().mtime)
+    return sorted(files[-most:], key=lambda path: path.parts), max(len(files) - most, 0)
 
 
 def _read_object(path: epath.Path) -> dict[str, Any]:
