@@ -67,3 +67,17 @@ def test_names_are_the_records_own_and_the_folders_where_annotations_name_no_dat
         "level": ["step", "step", "action"],
         "recording": ["r", "s", "s"],
     }
+
+
+def test_datasets_whose_folders_are_called_alike_are_told_apart():
+    class Split:
+        parts = tuple(Part(path, 1) for path in ("a/x", "b/x", "b/y", "c/wtag", "d"))
+        table = pa.table(
+            {
+                "dataset": ["", "", "", "", "wtag"],
+                "level": ["step"] * 5,
+                "recording_id": ["r"] * 5,
+            }
+        )
+
+    assert group_names(Split())["dataset"].tolist() == ["a/x", "b/x", "y", "c/wtag", "wtag"]

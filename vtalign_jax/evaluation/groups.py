@@ -1,5 +1,6 @@
 """Recall a dataset, a level of the tree and a recording: who is it that is found?"""
 
+import collections
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
@@ -15,10 +16,14 @@ KINDS = {"dataset": "dataset", "level": "level", "recording": "recording_id"}  #
 def group_names(split: ClipSplit) -> dict[str, np.ndarray]:
     """Return the name of each record's dataset, level and recording: str[N] by kind.
 
-    Where annotations name no dataset, it is the folder that `prepare` wrote.
+    Where annotations name no dataset, it is the folder that `prepare` wrote, by its whole path
+    where the last part of it would name two.
     """
     names = {kind: np.array(split.table[column].to_pylist()) for kind, column in KINDS.items()}
-    folders = [PurePosixPath(part.data_dir).name for part in split.parts]
+    paths = [part.data_dir for part in split.parts]
+    ends = [PurePosixPath(path).name for path in paths]
+    taken = collections.Counter([*ends, *set(names["dataset"].tolist())])
+    folders = [end if taken[end] == 1 else path for end, path in zip(ends, paths, strict=True)]
     folder = np.repeat(folders, [len(part) for part in split.parts])
     names["dataset"] = np.where(names["dataset"] == "", folder, names["dataset"])
     return names
