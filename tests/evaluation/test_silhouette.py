@@ -6,6 +6,7 @@ import pytest
 from sklearn.metrics import silhouette_samples, silhouette_score
 
 from tests.evaluation.ranked import unit
+from vtalign_jax.evaluation import silhouette as silhouettes
 from vtalign_jax.evaluation.silhouette import silhouette
 
 
@@ -55,10 +56,20 @@ def test_one_text_or_only_texts_of_one_clip_have_none(label):
     assert math.isnan(silhouette(z, label))
 
 
-def test_no_square_of_clips_is_held():
-    z = unit(np.random.default_rng(0), 4000, 8)
+@pytest.mark.parametrize(("clips", "texts"), [(4000, 100), (6000, 3000)])
+def test_no_square_of_clips_or_texts_is_held(clips, texts):
+    z = unit(np.random.default_rng(0), clips, 8)
     tracemalloc.start()
-    silhouette(z, np.arange(4000) // 40)
+    silhouette(z, np.arange(clips) % texts)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4000 * 4000 / 4  # bytes; the distances would take eight for each pair
+    assert (
+        peak < 6e6
+    )  # bytes; all distances would take eight each
+
+
+def test_texts_beyond_a_tile_are_compared_as_well():
+    z, label = clustered(5, rows=900, texts=700)
+    assert len(np.unique(label)) > silhouettes._TEXTS > 256
+    expected = silhouette_score(z.astype(np.float64), label, metric="cosine")
+    assert silhouette(z, label) == pytest.approx(expected, abs=1e-6)
