@@ -178,6 +178,10 @@ def test_export_then_verify_where_there_is_no_jax_and_push(smolvlm, dataset, tmp
     without = {key: value for key, value in stored.items() if key != "recall"}
     certificate.record(out, without)
     assert certificate.results(out) == [stored]  # recall stays where a dataset is not at hand
+    failed = without | {"cosine_text": 0.5}
+    certificate.record(out, failed)
+    assert certificate.results(out) == [failed]  # it is none of these embeddings
+    certificate.record(out, stored)
     script = f"""{hiding("jax", "flax", "orbax")}
 import runpy
 sys.argv = ["export.py", "--verify={out}", "--push_to_hub=org/name", "--private"]

@@ -301,12 +301,15 @@ def _run(command: list[str]) -> dict[str, Any]:
 def record(folder: Path, result: dict[str, Any]) -> None:
     """Keep a result in `certificate.json`, in place of an earlier one with the same libraries.
 
-    What the earlier one found with a dataset or base that is not at hand this time stays.
+    What the earlier one found with a dataset or base that is not at hand this time stays, unless
+    one of the two failed: then it was found with other embeddings.
     """
     inputs = read_json(folder, INPUTS)
     before = [r for r in inputs["results"] if _libraries(r) == _libraries(result)]
     others = [r for r in inputs["results"] if _libraries(r) != _libraries(result)]
     for earlier in before:
+        if not (is_passed(earlier) and is_passed(result)):
+            continue
         if "recall" in earlier:
             result = {"recall": earlier["recall"], **result}
         if "base_absent" in result.get("language", {}) and "language" in earlier:
