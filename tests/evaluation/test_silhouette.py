@@ -63,9 +63,7 @@ def test_no_square_of_clips_or_texts_is_held(clips, texts):
     silhouette(z, np.arange(clips) % texts)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert (
-        peak < 6e6
-    )  # bytes; all distances would take eight each
+    assert peak < 6e6  # bytes; all distances would take eight each
 
 
 def test_texts_beyond_a_tile_are_compared_as_well():
