@@ -34,14 +34,14 @@ def test_every_number_stands_in_its_row_and_column():
         "multi-instance, both ways",
         "video -> text",
         "text -> video",
-        "plain, both ways",
-        "video -> text",
-        "text -> video",
+        "row to row, both ways",
+        "row to row, video -> text",
+        "row to row, text -> video",
         "texts of several recordings",
         "five-way choice",
     ]
     plain = rows["checkpoint"].metrics["plain/recall@1"]
-    (below,) = [after for line, after in itertools.pairwise(lines) if "plain" in line]
+    (below,) = [after for line, after in itertools.pairwise(lines) if "row to row, both" in line]
     assert below.split() == ["checkpoint", f"{plain:.3f}", "1.000", "1.000", "1.0", "1.000"]
     (margin,) = [line for line in lines if line.startswith("margin")]
     assert margin.split()[-1] == f"{rows['checkpoint'].metrics['margin']:.3f}"

@@ -6,11 +6,10 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from vtalign_jax.evaluation.columns import GROUPS
 from vtalign_jax.evaluation.result import Groups
 from vtalign_jax.evaluation.retrieval import RECALL_AT, Ranked
 from vtalign_jax.pipeline.dataset import ClipSplit
-
-KINDS = {"dataset": "dataset", "level": "level", "recording": "recording_id"}  # kind: column
 
 
 def group_names(split: ClipSplit) -> dict[str, np.ndarray]:
@@ -19,7 +18,9 @@ def group_names(split: ClipSplit) -> dict[str, np.ndarray]:
     Where annotations name no dataset, it is the folder that `prepare` wrote, by its whole path
     where the last part of it would name two.
     """
-    names = {kind: np.array(split.table[column].to_pylist()) for kind, column in KINDS.items()}
+    names = {
+        kind: np.array(split.table[group.column].to_pylist()) for kind, group in GROUPS.items()
+    }
     paths = [part.data_dir for part in split.parts]
     ends = [PurePosixPath(path).name for path in paths]
     taken = collections.Counter([*ends, *set(names["dataset"].tolist())])

@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from vtalign_jax.array_types import Batch
+from vtalign_jax.evaluation.columns import CLUSTERS, heading
 from vtalign_jax.evaluation.embed import Evaluator, Parameters
 from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.models.aligner import AlignerModel, normalise, pool, unit_norm
 
 POOLINGS = ("last", "mean")  # of `model.pooling`
 _PARTS = 4  # of the decoder, after each of which states are pooled
-_COLUMNS = {"recall@1": "R@1", "recall@5": "R@5", "mAP": "mAP"}
-_COLUMNS |= {"margin": "margin", "silhouette": "silhouette"}
+_COLUMNS = {name: heading(name) for name in ("recall@1", "recall@5", "mAP")}
+_COLUMNS |= {name: name for name in CLUSTERS}
 _FIRST, _OTHER = 36, 12  # characters
 
 

@@ -4,10 +4,11 @@ import dataclasses
 import math
 from typing import Any, Self
 
+from vtalign_jax.evaluation.columns import GROUPS
+
 Intervals = dict[str, tuple[float, float]]  # metric -> (low, high)
 Groups = dict[str, dict[str, dict[str, float]]]  # kind -> name -> counts and recalls
 
-_SHOWN_KINDS = ("dataset", "level")  # of groups, each in `metrics.jsonl`; recordings are many
 _SHOWN = "recall@5"  # of a group, and with its interval
 
 
@@ -31,8 +32,8 @@ class Evaluation:
         if _SHOWN in self.intervals:
             low, high = self.intervals[_SHOWN]
             found |= {f"{_SHOWN}_low": low, f"{_SHOWN}_high": high}
-        for kind in _SHOWN_KINDS:
-            for name, recalls in self.groups.get(kind, {}).items():
+        for kind, group in GROUPS.items():
+            for name, recalls in {} if group.is_many else self.groups.get(kind, {}).items():
                 found[f"{kind}/{name}/{_SHOWN}"] = recalls[_SHOWN]
         return found
 

@@ -6,33 +6,19 @@ R@k is recall@k, median the median rank. Below: the last row's recalls a dataset
 import math
 from collections.abc import Mapping
 
+from vtalign_jax.evaluation.columns import (
+    BLOCKS,
+    CHOICES,
+    CLUSTERS,
+    GROUPS,
+    RANKS,
+    REPEATED,
+    heading,
+)
 from vtalign_jax.evaluation.result import Evaluation, Groups
 from vtalign_jax.evaluation.retrieval import RECALL_AT, REPEATED_AT
 
-_BLOCKS = {  # prefix of a metric's name: what it is called
-    "": "multi-instance, both ways",
-    "video_to_text/": "  video -> text",
-    "text_to_video/": "  text -> video",
-    "plain/": "plain, both ways",
-    "plain/video_to_text/": "  video -> text",
-    "plain/text_to_video/": "  text -> video",
-}
-_COLUMNS = {  # metric: its heading and how it is printed
-    "recall@1": ("R@1", ".3f"),
-    "recall@5": ("R@5", ".3f"),
-    "recall@10": ("R@10", ".3f"),
-    "median_rank": ("median", ".1f"),
-    "mAP": ("mAP", ".3f"),
-}
-_REPEATED = "texts of several recordings"
-_MARGIN = "margin (right - wrong)"
-_SILHOUETTE = "silhouette by text"
 _INTERVAL = ("  95 % interval: from", "  to")
-_GROUPS = ("dataset", "level")
-_CHOICE = {  # metric: its heading
-    "choice_intra": "intra",
-    "choice_inter": "inter",
-}
 _FIRST, _SECOND, _OTHER = 29, 11, 8  # characters
 
 
@@ -43,18 +29,18 @@ def format_table(rows: Mapping[str, Evaluation]) -> str:
       rows: name of the row -> what `Evaluator.score` or `Evaluator.chance` returned.
     """
     metrics = {name: row.metrics for name, row in rows.items()}
-    head = _line("", "", [heading for heading, _ in _COLUMNS.values()])
+    head = _line("", "", [column.heading for column in RANKS.values()])
     lines = [head, "-" * len(head)]
-    for prefix, title in _BLOCKS.items():
-        forms = {prefix + column: form for column, (_, form) in _COLUMNS.items()}
+    for prefix, title in BLOCKS.items():
+        forms = {prefix + name: column.form for name, column in RANKS.items()}
         lines += _block(title, metrics, forms)
         if not prefix:
             lines += _interval_block(rows)
-    lines += _block(_REPEATED, metrics, {f"recall@{k}_repeated": ".3f" for k in REPEATED_AT})
-    lines += _block(_MARGIN, metrics, {"margin": ".3f"})
-    lines += _block(_SILHOUETTE, metrics, {"silhouette": ".3f"})
-    lines += ["", _line("", "", list(_CHOICE.values())), "-" * len(head)]
-    lines += _block("five-way choice", metrics, dict.fromkeys(_CHOICE, ".3f"))
+    lines += _block(REPEATED, metrics, {f"recall@{k}_repeated": ".3f" for k in REPEATED_AT})
+    for name, title in CLUSTERS.items():
+        lines += _block(title, metrics, {name: ".3f"})
+    lines += ["", _line("", "", [each.heading for each in CHOICES.values()]), "-" * len(head)]
+    lines += _block("five-way choice", metrics, dict.fromkeys(CHOICES, ".3f"))
     lines += _group_block(list(rows.values())[-1].groups, len(head))
     return "\n".join([*lines, *_counts(next(iter(metrics.values())))])
 
@@ -78,7 +64,7 @@ def _interval_block(rows: Mapping[str, Evaluation]) -> list[str]:
         if not row.intervals:
             continue
         for end, title in enumerate(_INTERVAL):
-            ends = [row.intervals.get(column, (math.nan,) * 2)[end] for column in _COLUMNS]
+            ends = [row.intervals.get(name, (math.nan,) * 2)[end] for name in RANKS]
             cells = [_cell(value, ".3f") for value in ends]
             lines.append(_line(title, "" if end else name, cells))
     return lines
@@ -87,9 +73,9 @@ def _interval_block(rows: Mapping[str, Evaluation]) -> list[str]:
 def _group_block(groups: Groups, width: int) -> list[str]:
     """Return a line for each dataset and level: clips, texts and recalls."""
     recalls = [f"recall@{k}" for k in RECALL_AT]
-    headings = [f"R@{k}" for k in RECALL_AT]
+    headings = [heading(recall) for recall in recalls]
     lines = []
-    for kind in _GROUPS:
+    for kind in (kind for kind, group in GROUPS.items() if not group.is_many):
         for name, found in groups.get(kind, {}).items():
             counts = [f"{found[column]:,}" for column in ("clips", "texts")]
             cells = counts + [_cell(found[recall], ".3f") for recall in recalls]
@@ -111,12 +97,13 @@ def _cell(value: float, form: str) -> str:
 
 def _counts(metrics: Mapping[str, float]) -> list[str]:
     """Return what the table's small figures rest on."""
-    intra, inter = ((metrics[f"{k}_queries"], metrics[f"{k}_left_out"]) for k in _CHOICE)
+    intra, inter = ((metrics[f"{k}_queries"], metrics[f"{k}_left_out"]) for k in CHOICES)
+    within, across = (choice.others for choice in CHOICES.values())
     return [
         f"{metrics['texts_repeated']:,} texts stand in several recordings",
-        f"five-way choice within a recording: {intra[0]:,} questions, {intra[1]:,} clips left out "
+        f"five-way choice {within}: {intra[0]:,} questions, {intra[1]:,} clips left out "
         "for want of four others",
-        f"five-way choice across recordings: {inter[0]:,} questions, {inter[1]:,} left out",
+        f"five-way choice {across}: {inter[0]:,} questions, {inter[1]:,} left out",
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from vtalign_jax import config as config_lib
 from vtalign_jax.config import Config
 from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation.columns import CHOICES, heading
 from vtalign_jax.feature_cache import keys as feature_cache
 from vtalign_jax.interop.base_files import base_fingerprint, resolve_base
 from vtalign_jax.interop.weights import read_config
@@ -23,11 +24,9 @@ from vtalign_jax.training.manifest import Fingerprints
 from vtalign_jax.training.session import find_standing, is_over
 
 FIGURES = {  # metric: its heading
-    "recall@1": "R@1",
-    "recall@5": "R@5",
-    "choice_intra": "choice intra",
-    "choice_inter": "choice inter",
-    "recall@1_repeated": "R@1 repeated",
+    **{name: heading(name) for name in ("recall@1", "recall@5")},
+    **{name: f"choice {choice.heading}" for name, choice in CHOICES.items()},
+    "recall@1_repeated": f"{heading('recall@1')} repeated",
 }
 REFERENCES = ("chance", "zero_shot")  # the first rows, as `metrics.jsonl` names them
 _FIRST, _RUNS, _OTHER = 20, 5, 15  # characters

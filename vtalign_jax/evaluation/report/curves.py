@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from vtalign_jax.evaluation.columns import CHOICES, CLUSTERS, heading
 from vtalign_jax.evaluation.report.charts import Chart, Series, line_chart
 from vtalign_jax.evaluation.report.run import Run
+from vtalign_jax.evaluation.retrieval import RECALL_AT
 from vtalign_jax.objectives.mask_report import PAIRED
 
 _LOSSES = {
@@ -13,8 +15,7 @@ _LOSSES = {
     "train/loss_itm": "matching",
     "train/loss_caption": "caption",
 }
-_RECALLS = {"recall@1": "R@1", "recall@5": "R@5", "recall@10": "R@10"}
-_CHOICES = {"choice_intra": "within a recording", "choice_inter": "across recordings"}
+_RECALLS = {f"recall@{k}": heading(f"recall@{k}") for k in RECALL_AT}
 
 
 class _Single(NamedTuple):
@@ -43,9 +44,9 @@ def run_curves(run: Run) -> list[Chart]:
         losses = losses[:1]  # the whole loss is the contrastive one
     charts = [line_chart("Loss", losses, form=".4f"), _recall_chart(run)]
     charts += [_single_chart(run, single) for single in _SINGLES]
-    choices = [_evaluated(run, metric, name) for metric, name in _CHOICES.items()]
+    choices = [_evaluated(run, metric, each.others) for metric, each in CHOICES.items()]
     charts.append(line_chart("Five-way choice", choices, low=0.0, high=1.0, form=".3f"))
-    margins = [_evaluated(run, "margin", "margin"), _evaluated(run, "silhouette", "silhouette")]
+    margins = [_evaluated(run, metric, metric) for metric in CLUSTERS]
     charts.append(line_chart("Margin and silhouette", margins, form=".3f"))
     return _drawn(charts)
 

@@ -7,37 +7,26 @@ from typing import Any, NamedTuple
 
 from vtalign_jax import config as config_lib
 from vtalign_jax.errors import UserError
+from vtalign_jax.evaluation.columns import (
+    BLOCKS,
+    CHOICES,
+    CLUSTERS,
+    GROUPS,
+    RANKS,
+    REPEATED,
+    heading,
+)
 from vtalign_jax.evaluation.report.run import Run, Scores, finite
+from vtalign_jax.evaluation.retrieval import REPEATED_AT
 from vtalign_jax.interop import certificate
 from vtalign_jax.objectives import negatives
 from vtalign_jax.objectives.mask_report import PAIRED
 from vtalign_jax.training.manifest import flat
 
-_BLOCKS = {  # prefix of a metric's name: what it is called
-    "": "both ways",
-    "video_to_text/": "video → text",
-    "text_to_video/": "text → video",
-    "plain/": "row to row, both ways",
-}
-_COLUMNS = {  # metric: its heading, how it is printed
-    "recall@1": ("R@1", ".3f"),
-    "recall@5": ("R@5", ".3f"),
-    "recall@10": ("R@10", ".3f"),
-    "median_rank": ("median rank", ".1f"),
-    "mAP": ("mAP", ".3f"),
-}
 _OTHERS = {  # metric: what it is called
-    "choice_intra": "five-way choice within a recording",
-    "choice_inter": "five-way choice across recordings",
-    "recall@1_repeated": "R@1 of texts of several recordings",
-    "recall@5_repeated": "R@5 of texts of several recordings",
-    "margin": "margin, right minus wrong cosine",
-    "silhouette": "silhouette by text",
-}
-_KINDS = {  # kind of group: its heading
-    "dataset": "Datasets",
-    "level": "Levels of the hierarchy",
-    "recording": "Recordings, the hardest first",
+    **{name: f"five-way choice {choice.others}" for name, choice in CHOICES.items()},
+    **{f"recall@{k}_repeated": f"{heading(f'recall@{k}')} of {REPEATED}" for k in REPEATED_AT},
+    **CLUSTERS,
 }
 NOTHING = "\N{EN DASH}"  # in place of a figure
 _MOST_GROUPS, _MOST_CONFUSED = 60, 16
@@ -87,11 +76,13 @@ def recall_tables(run: Run) -> list[Table]:
     """Return a table for each direction, then one of the figures beside recall."""
     rows = shown_evaluations(run)
     tables = []
-    for prefix, title in _BLOCKS.items():
+    for prefix, title in BLOCKS.items():
         if any(prefix + "recall@1" in each.metrics for _, _, each in rows):
-            forms = {prefix + name: form for name, (_, form) in _COLUMNS.items()}
-            head = ["", *(heading for heading, _ in _COLUMNS.values())]
-            tables.append(Table(title, head, [_row(*row, forms) for row in rows]))
+            forms = {prefix + name: column.form for name, column in RANKS.items()}
+            head = ["", *(column.heading for column in RANKS.values())]
+            tables.append(
+                Table(title.replace("->", "→"), head, [_row(*row, forms) for row in rows])
+            )
     others = [name for name in _OTHERS if any(name in each.metrics for _, _, each in rows)]
     if others:
         head = ["", *(_OTHERS[name] for name in others)]
@@ -104,25 +95,25 @@ def group_tables(evaluation: Scores | None) -> list[Table]:
     """Return recall by dataset, level and recording, as far as it was measured."""
     groups = {} if evaluation is None else evaluation.groups
     tables = []
-    for kind, title in _KINDS.items():
+    for kind, group in GROUPS.items():
         found = list((groups.get(kind) or {}).items())
-        if kind == "recording":
+        if group.is_many:
             found.sort(key=lambda each: (finite(each[1].get("recall@5")), str(each[0])))
-        recalls = [name for name in _COLUMNS if any(name in group for _, group in found)]
+        recalls = [name for name in RANKS if any(name in one for _, one in found)]
         rows = [
             (
                 str(name),
                 "",
                 [
-                    *(Cell(f"{group.get(what, 0):,.0f}") for what in ("clips", "texts")),
-                    *(_cell(group.get(what), _COLUMNS[what][1], what) for what in recalls),
+                    *(Cell(f"{one.get(what, 0):,.0f}") for what in ("clips", "texts")),
+                    *(_cell(one.get(what), RANKS[what].form, what) for what in recalls),
                 ],
             )
-            for name, group in found[:_MOST_GROUPS]
+            for name, one in found[:_MOST_GROUPS]
         ]
         if rows:
-            head = ["", "clips", "texts", *(_COLUMNS[name][0] for name in recalls)]
-            tables.append(Table(title, head, rows, _more(len(found) - len(rows))))
+            head = ["", "clips", "texts", *(heading(name) for name in recalls)]
+            tables.append(Table(group.title, head, rows, _more(len(found) - len(rows))))
     return tables
 
 
@@ -260,15 +251,15 @@ def differences(runs: Sequence[Run]) -> Table:
 
 def comparison_table(runs: Sequence[Run]) -> Table:
     """Return the best evaluation of each run, figure by figure, chance and zero-shot below."""
-    names = [(name, heading, form) for name, (heading, form) in _COLUMNS.items()]
-    names += [(name, heading, ".3f") for name, heading in _OTHERS.items()]
+    names = [(name, column.heading, column.form) for name, column in RANKS.items()]
+    names += [(name, title, ".3f") for name, title in _OTHERS.items()]
     rows = []
-    for name, heading, form in names:
+    for name, title, form in names:
         found = [run.best.metrics.get(name) if run.best else None for run in runs]
         bands = [run.best.intervals.get(name) if run.best else None for run in runs]
         if any(value is not None for value in found):
             cells = [_cell(v, form, name, b) for v, b in zip(found, bands, strict=True)]
-            rows.append((heading, "", cells))
+            rows.append((title, "", cells))
     for row, title in (("zero_shot", "R@5 of the base alone"), ("chance", "R@5 by chance")):
         found = [run.reference(row) for run in runs]
         values = [each and each.metrics.get("recall@5") for each in found]
