@@ -8,6 +8,7 @@ A request is one line of JSON, `{"arguments", "environment"}`, and the descripto
 stdout and stderr; the answers are the process id and, at its end, the exit code, a line each.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -118,5 +119,7 @@ def _configure_jax() -> None:
 if __name__ == "__main__":
     for name in LIBRARIES:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # or the first collection of each command would copy every page of it
     become(serve(sys.argv[1]))
     runpy.run_path(sys.argv[0], run_name="__main__")
