@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from typing import IO
 
 from tests.quick_compilation import XLA_FLAGS
 
@@ -20,7 +21,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 SERVER = ROOT / "tests" / "tools" / "command_server.py"
 # Started by the server: what runs long enough to be worth it, and needs no fresh interpreter.
 _FORKED = tuple(
-    f"launch/{name}.py" for name in ("ablate", "cache_features", "evaluate", "export", "train")
+    f"launch/{name}.py"
+    for name in ("ablate", "cache_features", "evaluate", "export", "ground", "train")
 )
 _SECONDS = 300  # that a command may take
 
@@ -30,17 +32,20 @@ class Forked:
 
     Attributes:
       pid: of the process.
-      stdout: text of both streams.
+      stdout: text of both streams, or of stdout alone.
       returncode: None while it runs.
     """
 
-    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
-        """Start it."""
+    def __init__(
+        self, arguments: list[str], environment: dict[str, str], errors: IO | None = None
+    ) -> None:
+        """Start it; stderr goes to `errors`, if given."""
         read, write = os.pipe()
         self._server = socket.socket(socket.AF_UNIX)
         self._server.connect(_server())
         request = json.dumps({"arguments": arguments, "environment": environment})
-        socket.send_fds(self._server, [request.encode()], [write])
+        streams = [write, write if errors is None else errors.fileno()]
+        socket.send_fds(self._server, [request.encode()], streams)
         os.close(write)
         self.stdout, self.returncode = os.fdopen(read), None
         self.pid = self._read_line()
@@ -143,6 +148,15 @@ def run(*arguments: object, code: int = 0, **extra: str) -> str:
         raise
     assert process.returncode == code, output
     return output
+
+
+def run_apart(*arguments: object) -> subprocess.CompletedProcess:
+    """Return how a command that can be forked ended and what it printed, stderr on its own."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = Forked([str(argument) for argument in arguments], environment(), errors)
+        output, _ = process.communicate()
+        errors.seek(0)
+        return subprocess.CompletedProcess(arguments, process.returncode, output, errors.read())
 
 
 def one_error_line(output: str) -> str:

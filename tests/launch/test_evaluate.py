@@ -1,14 +1,12 @@
 import json
 import math
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.commands import run_apart
 from tests.pipeline.clip_fixtures import FRAMES, jpeg, make_clips, write_dataset
 from vtalign_jax import config as config_lib
 from vtalign_jax import export
@@ -23,13 +21,11 @@ from vtalign_jax.training.assemble import assemble
 from vtalign_jax.training.checkpoint import METRIC, Checkpoints
 from vtalign_jax.training.trained import load_trained
 
-ROOT = pathlib.Path(__file__).parents[2]
 SIZE = 64  # pixels, of the tiny base
 
 
-def _evaluate(*arguments, cwd=ROOT):
-    command = [sys.executable, str(ROOT / "launch" / "evaluate.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+def _evaluate(*arguments):
+    return run_apart("launch/evaluate.py", *arguments)
 
 
 def _chance(identity):

@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -30,21 +28,13 @@ def tree(tmp_path_factory):
     return folder
 
 
-def _ground(tree, *arguments):
-    command = [sys.executable, "launch/ground.py", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        cwd=commands.ROOT,
-        env=commands.environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def _ground(*arguments):
+    return commands.run_apart("launch/ground.py", *arguments)
 
 
 def test_annotated_videos_are_searched_and_what_cannot_be_is_told(tree):
     run = tree / "run"
-    done = _ground(tree, f"--checkpoint={run}", f"--annotations={tree}/val.json", "--json")
+    done = _ground(f"--checkpoint={run}", f"--annotations={tree}/val.json", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert set(found["failed"]) == {"bad", "absent"}
@@ -68,7 +58,7 @@ def test_annotated_videos_are_searched_and_what_cannot_be_is_told(tree):
 
 def test_when_no_video_can_be_searched_one_line_says_why(tree):
     done = _ground(
-        tree, f"--checkpoint={tree}/run", f"--video={tree}/videos/bad.mp4", "--text=a", "--json"
+        f"--checkpoint={tree}/run", f"--video={tree}/videos/bad.mp4", "--text=a", "--json"
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "bad.mp4: unreadable video" in commands.one_error_line(done.stderr)

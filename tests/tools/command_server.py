@@ -4,7 +4,7 @@ Importing JAX, Flax, Orbax and Grain takes a command longer than most of what te
 fork has its own process id, signals, exit code, flags and backend; of this package nothing is
 imported before it. `tests/commands.py` is the other side.
 
-A request is one line of JSON, `{"arguments", "environment"}`, and the descriptor that becomes both
+A request is one line of JSON, `{"arguments", "environment"}`, and the two descriptors that become
 stdout and stderr; the answers are the process id and, at its end, the exit code, a line each.
 """
 
@@ -60,14 +60,15 @@ def serve(path: str) -> dict[str, Any]:
         for key, _ in selector.select():
             if key.fileobj is listener:
                 connection, _ = listener.accept()
-                text, (output,), *_ = socket.recv_fds(connection, _MOST_BYTES, 1)
+                text, streams, *_ = socket.recv_fds(connection, _MOST_BYTES, 2)
                 pid = os.fork()
                 if pid == 0:
                     selector.close()
                     for given in (listener, connection, *children.values()):
                         given.close()
-                    return json.loads(text) | {"output": output}
-                os.close(output)
+                    return json.loads(text) | {"streams": streams}
+                for given in streams:
+                    os.close(given)
                 children[pid] = connection
                 connection.sendall(f"{pid}\n".encode())
             elif key.fileobj == awake:
@@ -93,9 +94,9 @@ def become(request: dict[str, Any]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(request["output"], 1)
-    os.dup2(request["output"], 2)
-    os.close(request["output"])
+    for number, stream in enumerate(request["streams"], start=1):
+        os.dup2(stream, number)
+        os.close(stream)
     sys.stdout.reconfigure(line_buffering=True)
     os.environ.clear()
     os.environ.update(request["environment"])
