@@ -6,7 +6,6 @@ import math
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from tests.doctor.faults import FAULTS
 from vtalign_jax.config import ObjectiveConfig
@@ -119,29 +118,9 @@ def test_a_healthy_package_passes_every_check_on_eight_devices(base):
     assert failed(Subject(base, base), set(CHECKS)) == set()
 
 
-@pytest.fixture
-def kept_compilations(tmp_path_factory):
-    """What a fault does not change is compiled once for all of them."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
-def test_of_every_check_a_planted_fault_fails_only_its_own(
-    name, base, kept_compilations, monkeypatch
-):
+def test_of_every_check_a_planted_fault_fails_only_its_own(name, base, monkeypatch):
     fault = FAULTS[name]
     fault.plant(monkeypatch)
     found = failed(Subject(base, base, jax.devices()[:2]), set(CHECKS))
