@@ -151,5 +151,5 @@ def test_levels_stand_in_the_summary_of_several_videos_or_else_with_the_video():
     )
     (alone,) = timelines([video])
     assert len(alone.metrics.rows) == 6
-    assert alone.metrics.rows[0][:2] == ("all, 3 texts", "found")
+    assert alone.metrics.rows[0][:2] == ("found", "3 texts")
     assert [len(line.metrics.rows) for line in timelines([summary, video])] == [6, 2]

@@ -15,7 +15,7 @@ import traceback
 os.environ["QT_QPA_PLATFORM"] = "offscreen"
 os.environ["QT_LOGGING_RULES"] = "*=false"
 os.environ["QTWEBENGINE_DISABLE_SANDBOX"] = "1"  # as root; only pages of these tests are opened
-os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = "--disable-gpu --hide-scrollbars"
+os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = "--disable-gpu"
 
 if "--dark" in sys.argv:
     os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] += " --blink-settings=preferredColorScheme=0"
@@ -24,6 +24,7 @@ from PySide6.QtCore import QTimer, QUrl
 from PySide6.QtWebEngineCore import (
     QWebEnginePage,
     QWebEngineProfile,
+    QWebEngineSettings,
     QWebEngineUrlRequestInterceptor,
     qWebEngineChromiumVersion,
 )
@@ -79,6 +80,8 @@ class Visit:
         self.profile.setUrlRequestInterceptor(self.watched)
         self.view = QWebEngineView()
         self.page = Page(self.profile, self.view)
+        shown = QWebEngineSettings.WebAttribute.ShowScrollBars  # a phone lays them over the page
+        self.page.settings().setAttribute(shown, False)
         self.view.setPage(self.page)
         self.view.resize(int(width), HEIGHT)
         self.view.show()

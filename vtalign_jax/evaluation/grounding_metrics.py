@@ -1,5 +1,6 @@
 """How good spans are: R@1 at an IoU and mean IoU, beside chance and what the windows allow."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -69,10 +70,10 @@ def grounding_metrics(answers: Sequence[Answer]) -> dict[str, dict]:
 
 
 def format_metrics(metrics: dict[str, dict]) -> str:
-    """Return the metrics of `grounding_metrics` as a table."""
+    """Return the metrics of `grounding_metrics` as a table; the only level is not repeated."""
     head = _line("", "", _HEADINGS)
     lines = [head, "-" * len(head)]
-    for name, group in metrics.items():
+    for name, group in itertools.islice(metrics.items(), 1 if len(metrics) == 2 else None):
         title = f"{name}, {group['questions']:,} texts"
         for row in ROWS:
             cells = [f"{group[row][metric]:.3f}" for metric in metric_names()]

@@ -190,6 +190,7 @@ class _Page:
             return
         if right - left < 3:
             left, right = (left + right) / 2 - 1.5, (left + right) / 2 + 1.5
+        self._box(left - 1, top, right + 1, top + _BAR, _PAPER)  # from a neighbour
         self._box(left, top, right, top + _BAR, colour)
 
     def _x(self, time: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 440, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 26
+LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 12, 10, HEIGHT - 26  # of the lines' own area
 _MOST_POINTS = 240  # of a line; more are averaged in order
 _INK = 8  # colours of lines
 
@@ -105,11 +105,11 @@ def line_chart(
     xs = [point[0] for points in moving for point in points]
     ys = [point[1] for _, points in drawn for point in points]
     ys += [edge for _, points in drawn for point in points for edge in (point[2] or ())]
-    x_scale = _Scale(min(xs), max(xs), _LEFT, WIDTH - _RIGHT)
+    x_scale = _Scale(min(xs), max(xs), LEFT, RIGHT)
     y_low, y_high, y_values = _rounded(
         min(ys) if low is None else low, max(ys) if high is None else high
     )
-    y_scale = _Scale(y_low, y_high, HEIGHT - _BOTTOM, _TOP)
+    y_scale = _Scale(y_low, y_high, BOTTOM, TOP)
     lines, readable, ink = [], [], 0
     for one, points in drawn:
         number = 0 if one.is_reference else (ink := ink + 1)
@@ -170,7 +170,7 @@ class _Scale:
 def _line(one: Series, points: list, ink: int, x_scale: _Scale, y_scale: _Scale, form: str) -> Line:
     at = [(x_scale(x), y_scale(y)) for x, y, _ in points]
     if one.is_reference:
-        at = [(float(_LEFT), at[-1][1]), (float(WIDTH - _RIGHT), at[-1][1])]
+        at = [(float(LEFT), at[-1][1]), (float(RIGHT), at[-1][1])]
     return Line(
         one.name,
         ink,

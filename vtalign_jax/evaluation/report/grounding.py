@@ -11,11 +11,12 @@ from PIL import Image
 from vtalign_jax.evaluation.report.charts import Tick, round_ticks
 from vtalign_jax.evaluation.report.tables import NOTHING, Cell, Table
 
-WIDTH = 600  # of a text's line; pixels
+WIDTH, HEIGHT = 600, 18  # of a text's line; pixels
 _MOST_TEXTS = 24  # of a video
 _MOST_SPANS = 3  # of a text
 _THINNEST = 2.0  # bar
 _PICTURE = 1200, 1600  # pixels, at most
+_BRIEF = "recall@1_iou_0.5"
 _WAYS = {"model": "found", "random": "a window at random", "best": "the best window"}
 
 
@@ -47,6 +48,7 @@ class Timeline(NamedTuple):
       more: how many are left out.
       ticks: of the axis, seconds.
       metrics: R@1 and mean IoU of what was found, of chance and of the best windows; None for none.
+      brief: the figure that stands beside the name, "" for none.
       picture: JPEG of what `ground.py` drew, None if there is none.
       fault: why its picture is missing, "" if it is there or there was none.
     """
@@ -57,6 +59,7 @@ class Timeline(NamedTuple):
     more: int
     ticks: list[Tick]
     metrics: Table | None
+    brief: str
     picture: bytes | None
     fault: str
 
@@ -81,13 +84,15 @@ def _timeline(
     ends = [end for each in texts for _, end in _annotated(each) + _spans(each)]
     seconds = _number(value.get("seconds")) or max(ends, default=0.0) or 1.0
     small, fault = _smaller(picture)
+    metrics = _table(value.get("metrics"), has_levels=has_levels)
     return Timeline(
         video=str(value.get("video") or name),
         seconds=seconds,
         asked=[_asked(each, seconds) for each in texts[:_MOST_TEXTS]],
         more=max(len(texts) - _MOST_TEXTS, 0),
         ticks=[Tick(at / seconds * WIDTH, f"{at:g} s") for at in round_ticks(0.0, seconds)],
-        metrics=_table(value.get("metrics"), has_levels=has_levels),
+        metrics=metrics,
+        brief=_brief(metrics),
         picture=small,
         fault=fault,
     )
@@ -132,17 +137,32 @@ def _table(metrics: Any, *, has_levels: bool) -> Table | None:
     if not has_levels or len(groups) == 2:  # all of them, and the one level that they are of
         groups = dict(itertools.islice(groups.items(), 1))
     found = [
-        (f"{group}, {rows.get('questions', '?')} texts", _WAYS.get(way, str(way)), values)
+        (_WAYS.get(way, str(way)), f"{_group(group)}{rows.get('questions', '?')} texts", values)
         for group, rows in groups.items()
         for way, values in rows.items()
         if isinstance(values, Mapping)
     ]
     names = list(dict.fromkeys(name for _, _, values in found for name in values))
     rows = [
-        (group, way, [_figure(values.get(name)) for name in names]) for group, way, values in found
+        (way, group, [_figure(values.get(name)) for name in names]) for way, group, values in found
     ]
-    shown = [str(name).replace("_", " ").replace("iou", "IoU") for name in names]
-    return Table("", ["", *(name.replace("recall", "R") for name in shown)], rows) if rows else None
+    return Table("", ["", *map(_heading, names)], rows) if rows else None
+
+
+def _brief(metrics: Table | None) -> str:
+    """Return the figure that a video is known by, of what was found."""
+    heading = _heading(_BRIEF)
+    if metrics is None or heading not in metrics.head:
+        return ""
+    return f"{heading}: {metrics.rows[0][2][metrics.head.index(heading) - 1].value}"
+
+
+def _group(name: Any) -> str:
+    return "" if name == "all" else f"{name}, "
+
+
+def _heading(metric: Any) -> str:
+    return str(metric).replace("_", " ").replace("iou", "IoU").replace("recall", "R")
 
 
 def _figure(value: Any) -> Cell:

@@ -18,17 +18,16 @@ from etils import epath
 
 from vtalign_jax import remote
 from vtalign_jax.errors import UserError
-from vtalign_jax.evaluation.report import pictures, tables
-from vtalign_jax.evaluation.report.charts import HEIGHT, WIDTH
+from vtalign_jax.evaluation.report import charts, grounding, pictures, tables
 from vtalign_jax.evaluation.report.curves import compared_curves, mask_curves, run_curves
 from vtalign_jax.evaluation.report.gallery import KINDS, Gallery, make_gallery
-from vtalign_jax.evaluation.report.grounding import timelines
 from vtalign_jax.evaluation.report.run import Run, read_run
 from vtalign_jax.training.manifest import flat
 
 FILE, COMPARISON = "report.html", "comparison.html"
 MOST_COMPARED = 8  # lines of one chart that can be told apart
 _TEMPLATES = Path(__file__).parent / "templates"
+_OPEN = 3  # groundings, the summary among them; the others open at a touch
 _CUT = 90  # letters shown of a name; the rest on hover
 
 
@@ -93,7 +92,8 @@ def report_context(run: Run, dataset: str = "") -> dict[str, Any]:
         "gallery": gallery,
         "directions": _directions(gallery),
         "plane": pictures.plane(sample) if sample else None,
-        "timelines": timelines(run.grounding),
+        "timelines": grounding.timelines(run.grounding),
+        "open_videos": _OPEN,
         "exports": tables.export_table(run),
     }
 
@@ -126,7 +126,8 @@ def render(template: str, context: dict[str, Any]) -> str:
         "style": markupsafe.Markup((_TEMPLATES / "page.css").read_text()),
         "script": markupsafe.Markup(script),
         "script_hash": digest,
-        "chart_size": (WIDTH, HEIGHT),
+        "plot": charts,
+        "track": grounding,
     }
     return environment.get_template(template).render(own | context)
 

@@ -30,7 +30,7 @@ for (const figure of document.querySelectorAll(".chart")) {
       rows.push([line, best]);
     }
     if (at === null) return;
-    mark.append(drawn("line", {x1: at[0], x2: at[0], y1: 10, y2: box.height - 26}));
+    mark.append(drawn("line", {x1: at[0], x2: at[0], y1: svg.dataset.top, y2: svg.dataset.bottom}));
     reading.append("step " + at[2]);
     for (const [line, point] of rows) {
       if (point[2] !== at[2]) continue;
@@ -40,7 +40,7 @@ for (const figure of document.querySelectorAll(".chart")) {
       row.textContent = line.name + " " + point[3];
       reading.append(row);
     }
-    reading.style.left = x < box.width / 2 ? "auto" : "52px";
+    reading.style.left = x < box.width / 2 ? "auto" : "14px";
     reading.style.right = x < box.width / 2 ? "14px" : "auto";
   };
   svg.addEventListener("pointermove", show);
