@@ -80,7 +80,9 @@ def test_ranks_are_those_of_the_metrics_with_ties_at_their_worst():
     assert np.mean([r <= 1 for r in ranks.values()]) == found["video_to_text/recall@1"]
     assert np.median(list(ranks.values())) == found["video_to_text/median_rank"]
     tied = np.zeros((1, 3))
-    assert choose_queries(tied, np.array([[False, True, False]]), np.array([0])) == [("best", 0, 3)]
+    assert choose_queries(tied, np.array([[False, True, False]]), np.array([0])) == [
+        ("worst", 0, 3)
+    ]
 
 
 def test_kinds_are_the_clearest_the_lowest_and_the_most_misled():

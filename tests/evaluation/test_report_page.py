@@ -97,7 +97,7 @@ def test_figures_stand_on_the_page(pages):
         assert shown in text, shown
     assert text.count('class="card"') >= 12
     assert "Pictures are left out" in text  # the dataset was never there
-    assert "None: no wrong answer leads." in pages["perfect"].read_text()
+    assert "None: no wrong answer leads" in pages["perfect"].read_text()
 
 
 def test_a_run_that_has_only_begun_says_what_is_missing(tmp_path):

@@ -12,12 +12,24 @@ from vtalign_jax.pipeline.dataset import ClipSplit, open_split
 
 QUERIES = 4  # of each kind and direction
 _TEXTS, _CLIPS = 5, 3  # candidates shown to a clip, to a text
-_FRAMES, _EDGE = 4, 96  # of a strip; pixels
+FRAMES, _EDGE = 4, 96  # of a strip; pixels
 _QUALITY = 72
+
+
+class Kind(NamedTuple):
+    """Queries of one kind: which they are, and what is said where there are none."""
+
+    means: str
+    none: str
+
+
 KINDS = {
-    "best": "found first, with the clearest lead",
-    "worst": "the right answer stands farthest down, or leads by least",
-    "confused": "a wrong answer leads by most",
+    "best": Kind("found first, with the clearest lead", "None: nothing is found first."),
+    "worst": Kind(
+        "the right answer stands farthest down, or leads by least",
+        "None: all queries are among the best.",
+    ),
+    "confused": Kind("a wrong answer leads by most", "None: no wrong answer leads, or none else."),
 }
 
 
@@ -63,13 +75,13 @@ class Gallery(NamedTuple):
     Attributes:
       to_text: clips that look for their texts.
       to_clip: texts that look for their clips.
-      strips: clip -> JPEG of some frames, side by side.
+      strips: clip -> JPEG of some frames, side by side, and how many of `FRAMES` there are.
       absent: why there are no pictures, "" where there are.
     """
 
     to_text: list[Query]
     to_clip: list[Query]
-    strips: dict[int, bytes]
+    strips: dict[int, tuple[bytes, int]]
     absent: str
 
 
@@ -127,7 +139,8 @@ def choose_queries(
     for kind, order in orders.items():
         texts: set[int] = set()
         for row in order.tolist():
-            if len(texts) == count or (kind == "confused" and rank[row] == 1):
+            is_other = {"best": rank[row] > 1, "confused": rank[row] == 1}
+            if len(texts) == count or is_other.get(kind, False):
                 break
             if row not in taken and int(text[row]) not in texts:
                 chosen.append((kind, row, int(rank[row])))
@@ -155,7 +168,9 @@ def _candidates(
     ]
 
 
-def read_strips(sample: Sample, clips: list[int], data_dir: str) -> tuple[dict[int, bytes], str]:
+def read_strips(
+    sample: Sample, clips: list[int], data_dir: str
+) -> tuple[dict[int, tuple[bytes, int]], str]:
     """Return strips of clips, and why some are missing ("" if none is)."""
     try:
         split = open_split(data_dir, sample.split)
@@ -172,11 +187,11 @@ def read_strips(sample: Sample, clips: list[int], data_dir: str) -> tuple[dict[i
     return strips, absent
 
 
-def _strip(split: ClipSplit, record: int) -> bytes:
-    """Return evenly spread frames of a clip as one JPEG."""
+def _strip(split: ClipSplit, record: int) -> tuple[bytes, int]:
+    """Return evenly spread frames of a clip as one JPEG, and how many."""
     frames = split.record(record).frames
     chosen = np.unique(
-        np.linspace(0, len(frames) - 1, min(_FRAMES, len(frames))).round().astype(int)
+        np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)
     )
     strip = Image.new("RGB", (_EDGE * len(chosen), _EDGE))
     for place, number in enumerate(chosen):
@@ -186,4 +201,4 @@ def _strip(split: ClipSplit, record: int) -> bytes:
         strip.paste(small, (place * _EDGE, 0))
     stream = io.BytesIO()
     strip.save(stream, "JPEG", quality=_QUALITY)
-    return stream.getvalue()
+    return stream.getvalue(), len(chosen)

@@ -20,7 +20,7 @@ from vtalign_jax import remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.report import charts, grounding, pictures, tables
 from vtalign_jax.evaluation.report.curves import compared_curves, mask_curves, run_curves
-from vtalign_jax.evaluation.report.gallery import KINDS, Gallery, make_gallery
+from vtalign_jax.evaluation.report.gallery import FRAMES, KINDS, Gallery, make_gallery
 from vtalign_jax.evaluation.report.run import Run, read_run
 from vtalign_jax.training.manifest import flat
 
@@ -90,6 +90,7 @@ def report_context(run: Run, dataset: str = "") -> dict[str, Any]:
         "colours": pictures.COLOURS,
         "lowest": pictures.LOW,
         "gallery": gallery,
+        "strip_frames": FRAMES,
         "directions": _directions(gallery),
         "plane": pictures.plane(sample) if sample else None,
         "timelines": grounding.timelines(run.grounding),
@@ -178,7 +179,7 @@ def _directions(gallery: Gallery | None) -> list[tuple[str, str, list]]:
         (
             title,
             told,
-            [(k, means, [q for q in found if q.kind == k]) for k, means in KINDS.items()],
+            [(name, kind, [q for q in found if q.kind == name]) for name, kind in KINDS.items()],
         )
         for title, told, found in (
             ("Video → text", "A clip, and the texts nearest to it.", gallery.to_text),

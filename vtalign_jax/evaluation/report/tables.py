@@ -250,20 +250,20 @@ def differences(runs: Sequence[Run]) -> Table:
 
 
 def comparison_table(runs: Sequence[Run]) -> Table:
-    """Return the best evaluation of each run, figure by figure, chance and zero-shot below."""
+    """Return the best evaluation of each run, figure by figure, below chance and zero-shot."""
     names = [(name, column.heading, column.form) for name, column in RANKS.items()]
     names += [(name, title, ".3f") for name, title in _OTHERS.items()]
     rows = []
+    for row, title in (("chance", "R@5 by chance"), ("zero_shot", "R@5 of the base alone")):
+        found = [run.reference(row) for run in runs]
+        values = [each and each.metrics.get("recall@5") for each in found]
+        rows.append((title, "", [_cell(value, ".3f", "recall@5") for value in values]))
     for name, title, form in names:
         found = [run.best.metrics.get(name) if run.best else None for run in runs]
         bands = [run.best.intervals.get(name) if run.best else None for run in runs]
         if any(value is not None for value in found):
             cells = [_cell(v, form, name, b) for v, b in zip(found, bands, strict=True)]
             rows.append((title, "", cells))
-    for row, title in (("zero_shot", "R@5 of the base alone"), ("chance", "R@5 by chance")):
-        found = [run.reference(row) for run in runs]
-        values = [each and each.metrics.get("recall@5") for each in found]
-        rows.append((title, "", [_cell(value, ".3f", "recall@5") for value in values]))
     steps = [
         Cell(f"{run.best.step:,} of {run.last_step:,}" if run.best else NOTHING) for run in runs
     ]
