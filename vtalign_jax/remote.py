@@ -69,6 +69,13 @@ def absolute(given: "epath.Path") -> "epath.Path":
     return given if is_remote(given) else given.resolve()
 
 
+def is_file(given: "str | os.PathLike") -> bool:
+    """Return whether there is a file; epath's own answer is yes for a pipe, which never ends."""
+    if is_remote(given):
+        return path(given).is_file()
+    return os.path.isfile(given)
+
+
 def write_text(file: "epath.Path", text: str) -> None:
     """Write a text as `write_bytes` does."""
     write_bytes(file, text.encode())

@@ -5,12 +5,13 @@ Nothing outside the folders is ever looked at through a uid: see `templates.fill
 
 import dataclasses
 import errno
+import os
 from collections.abc import Callable, Iterable
 
 from etils import epath
 
 from vtalign_jax import remote
-from vtalign_jax.dst.image_folder import numbered_pictures
+from vtalign_jax.dst.image_folder import is_within, numbered_pictures
 from vtalign_jax.dst.layouts import (
     ARROW_EXTENSION,
     BY_DATASET,
@@ -27,6 +28,7 @@ from vtalign_jax.errors import UserError
 ASSUMED_FPS = 30.0
 
 _SUFFIXES = (*VIDEO_EXTENSIONS, *map(str.upper, VIDEO_EXTENSIONS))  # cameras write .MP4
+_LEAVES = "a link that leads out of --videos: name the folder it leads to in --videos too"
 _EXAMPLES = 3  # names shown of a folder without the files looked for
 _MOST_TRIED = 100  # videos that a suggestion is tried with
 
@@ -116,6 +118,9 @@ class Finder:
         arrow = self._first([c for f in frames for c in f.named((ARROW_EXTENSION,))], _is_file)
         file = self._first([c for f in videos for c in f.named(_SUFFIXES)], _is_file)
         images = None if arrow or file else self._first(_bare(frames), _has_pictures)
+        found = [each for each in (arrow, file, images) if each]
+        if leaving := [str(each.path) for each in found if not self._holds(each.path)]:
+            return None, [f"{path} ({_LEAVES})" for path in leaving] + refused, []
         if arrow:
             source, remarks = self._arrow_source(video, arrow, file)
         elif file:
@@ -128,9 +133,9 @@ class Finder:
             source, remarks = self._image_source(video, images)
         else:
             return None, self._tried(frames, videos) + refused, []
-        for found in filter(None, (arrow, file, images)):
-            if found.rivals:
-                detail = f"{found.path} is taken, not {found.rivals[0]}"
+        for each in found:
+            if each.rivals:
+                detail = f"{each.path} is taken, not {each.rivals[0]}"
                 remarks.append(Remark(video.uid, "", "several files for one uid", detail))
         return source, [], remarks
 
@@ -165,6 +170,13 @@ class Finder:
                     pattern = fill_glob(template, values) if "*" in template else ""
                     names.append(_Candidate(name, pattern, row))
         return frames, videos, refused
+
+    def _holds(self, path: epath.Path) -> bool:
+        """Return whether a path lies in one of the folders once links are followed."""
+        if remote.is_remote(path):  # which has no links
+            return True
+        real = os.path.realpath(path)
+        return any(is_within(real, root) for root in self.roots)
 
     def _first(
         self, candidates: list[_Candidate], is_wanted: Callable[[epath.Path], bool]
@@ -252,7 +264,7 @@ def _bare(candidates: list[_Candidate]) -> list[_Candidate]:
 
 
 def _is_file(path: epath.Path) -> bool:
-    return path.is_file()
+    return remote.is_file(path)
 
 
 def _has_pictures(path: epath.Path) -> bool:

@@ -12,9 +12,11 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from etils import epath
 
+from vtalign_jax import remote
 from vtalign_jax.dst.faults import EPSILON, FrameError, FrameFault
 from vtalign_jax.dst.images import MAX_BYTES
 
@@ -89,12 +91,23 @@ class ImageFolder:
             return FrameFault("missing picture", f"{self._path}: no image is numbered {number}")
         path = self._path / self._names[number]
         try:
+            if not remote.is_file(path):  # a pipe would never end
+                return FrameFault("damaged picture", f"{path} is no file")
+            if not remote.is_remote(path) and not is_within(os.path.realpath(path), self._path):
+                return FrameFault(
+                    "damaged picture", f"{path} is a link that leads out of its folder"
+                )
             size = path.stat().length
             if size > MAX_BYTES:
                 return FrameFault("damaged picture", f"{path}: {size} bytes are too many")
             return path.read_bytes()
         except OSError as error:
             return FrameFault("damaged picture", f"{path}: {error}")
+
+
+def is_within(real: str, folder: "str | os.PathLike") -> bool:
+    """Return whether a path without links lies in a folder, wherever links to that lead."""
+    return Path(real).is_relative_to(os.path.realpath(folder))
 
 
 def _rivals(pictures: list[tuple[int, str]]) -> tuple[str, ...]:

@@ -84,13 +84,36 @@ def _json_lines(
 
 def _loads(text: str) -> Any:
     """Parse JSON; an integer beyond any float becomes infinity, which no time or id can be."""
-    return json.loads(text, parse_int=lambda n: int(n) if len(n) <= _MOST_DIGITS else math.inf)
+    return json.loads(
+        text,
+        parse_int=lambda n: int(n) if len(n) <= _MOST_DIGITS else math.inf,
+        object_pairs_hook=_once,
+    )
+
+
+class _Ambiguous:
+    """Stands for an object with one key twice: no reader says which value is meant."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __repr__(self) -> str:
+        return f"object with the key {self._key!r} twice"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Any:
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
+    names = [name for name, _ in pairs]
+    return _Ambiguous(next(name for name in names if names.count(name) > 1))
 
 
 def _read_row(row: Any, where: str, form: str) -> RawVideo:
     """Read one object; a ValueError says why it cannot be read (as `form`, if that is given)."""
     if not isinstance(row, dict):
-        raise ValueError(f"expected an object, got {type(row).__name__}")
+        got = repr(row) if isinstance(row, _Ambiguous) else type(row).__name__
+        raise ValueError(f"expected an object, got {got}")
     uid = row.get("video_uid")
     uid = str(uid) if isinstance(uid, int) and not isinstance(uid, bool) else uid
     if not isinstance(uid, str) or not uid.strip():

@@ -6,11 +6,13 @@ format; `tree.build_videos` turns the raw rows of all files into checked `Video`
 
 import codecs
 import dataclasses
+import os
 import re
 
 from etils import epath
 
 from vtalign_jax import remote
+from vtalign_jax.dst.image_folder import is_within
 from vtalign_jax.dst.json_readers import JSON_FORMATS, read_json
 from vtalign_jax.dst.nodes import RawVideo, Skip
 from vtalign_jax.dst.tables import Columns, is_node_table, read_csv, read_tsv, table_cells
@@ -62,7 +64,7 @@ def expand_paths(patterns: str) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        matches = [pattern] if remote.path(pattern).is_file() else _glob(pattern)
+        matches = [pattern] if remote.is_file(remote.path(pattern)) else _glob(pattern)
         if not matches:
             raise UserError(f"no annotation file {pattern}; --annotations takes files or globs")
         found.update(dict.fromkeys(matches))
@@ -77,8 +79,16 @@ def _glob(pattern: str) -> list[str]:
     first = next((n for n, part in enumerate(parts) if set("*?[") & set(part)), None)
     if first is None:
         return []
-    found = epath.Path(*parts[:first]).glob("/".join(parts[first:]))
-    return sorted(str(path) for path in found if path.is_file())
+    folder = epath.Path(*parts[:first])
+    found = [path for path in folder.glob("/".join(parts[first:])) if remote.is_file(path)]
+    if not remote.is_remote(pattern):
+        for path in found:
+            if not is_within(os.path.realpath(path), folder):
+                raise UserError(
+                    f"{path} is a link that leads out of {folder or '.'}; name its file itself in "
+                    "--annotations, or remove it"
+                )
+    return sorted(map(str, found))
 
 
 def read_annotations(

@@ -15,10 +15,16 @@ from etils import epath
 from PIL import Image
 
 from vtalign_jax.dst.faults import EPSILON, FrameError, FrameFault
+from vtalign_jax.dst.images import MAX_PIXELS
 from vtalign_jax.dst.packets import can_skip, mark_needed
 
 _KEYFRAME_GAP = 10.0  # seconds; about the default of common encoders
 _TAIL = 5.0  # seconds at the end that hold the last frame, wherever a seek may land
+_OPENING = {  # no playlist or reference that has other files or addresses opened
+    "format_whitelist": "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg",
+    "protocol_whitelist": "file",
+    "enable_drefs": "0",
+}
 _LONG_AGO, _NEVER = -(2**62), 2**62  # ticks
 
 
@@ -102,7 +108,8 @@ class VideoFile:
         self._stream = self._container.streams.video[0]
         self._stream.codec_context.thread_count = 1  # the cores work on other videos
         # Without it ffmpeg paints over damage and hands the result out as a good frame.
-        self._stream.codec_context.options = {"err_detect": "explode"}
+        options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+        self._stream.codec_context.options = options
         self._base: Fraction = self._stream.time_base
         self._restart()
 
@@ -246,7 +253,7 @@ def frame_rate(path: str) -> float:
 
 def _open_container(path: str) -> Any:
     try:
-        remote = "://" in path
-        return av.open(epath.Path(path).open("rb") if remote else path, metadata_errors="replace")
+        source = epath.Path(path).open("rb") if "://" in path else path
+        return av.open(source, options=_OPENING, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         raise FrameError("unreadable video", f"{path}: {error}") from None

@@ -17,10 +17,12 @@ import grain
 import ml_dtypes
 import numpy as np
 
+from vtalign_jax import json_files
 from vtalign_jax.array_types import Features
 from vtalign_jax.errors import UserError
 
 KEY, INDEX = "key.json", "index.json"
+AGAIN = "write the feature cache again with --overwrite"
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "int8": np.int8}
 _SCALED = "int8"
 
@@ -71,16 +73,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return the values of `key.json` or `index.json`; None if there is no such file.
 
     Raises:
-      UserError: it is not JSON.
+      UserError: it is damaged.
     """
     try:
-        return dict(json.loads(path.read_text()))
+        return json_files.read_object(path, AGAIN)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"cannot read {path} ({error}); write the feature cache again with --overwrite"
-        ) from error
 
 
 class StoredFeatures:

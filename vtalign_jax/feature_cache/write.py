@@ -238,6 +238,8 @@ class _Records:
 
     def _bytes(self, found: tuple, kept: list[np.ndarray]) -> Iterator[bytes]:
         values, scales, error = jax.device_get(found)
+        if not np.isfinite(error):
+            raise UserError("features are not finite; are the base's weights? try --dtype=float32")
         self.worst_error = max(self.worst_error, float(error))
         packed = self._layout.pack(values, scales)
         of_clips = packed.reshape(self._rows, -1, *packed.shape[-2 + self._is_by_clip :])

@@ -2,16 +2,16 @@
 
 import dataclasses
 import hashlib
-import json
+import math
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vtalign_jax import remote
+from vtalign_jax import json_files, remote
 from vtalign_jax.errors import UserError
 
 TINY = "tiny"
@@ -26,7 +26,10 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+AGAIN = "download it again"
+FLOATS = ("F32", "F16", "BF16")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
+_SIZE_BYTES = 8  # of a safetensors file, before its header
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,8 @@ class StoredTensor:
 
     def array(self) -> np.ndarray:
         """Return the values as a read-only view of the file; nothing is copied."""
+        if 0 in self.shape:  # which no file can be mapped to
+            return np.zeros(self.shape, self.dtype)
         return np.memmap(self.file, self.dtype, "r", self.offset, self.shape or (1,)).reshape(
             self.shape
         )
@@ -79,20 +84,17 @@ def resolve_base(base: str) -> Path:
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """Return a JSON file of the directory.
+    """Return the object that a JSON file of the directory holds.
 
     Raises:
-      UserError: it is missing or not JSON.
+      UserError: it is missing or damaged, see `json_files.read_object`.
     """
-    file = directory / name
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json_files.read_object(directory / name, AGAIN)
     except FileNotFoundError:
         raise UserError(
             f"{directory} has no {name}; is it a Hugging Face checkpoint directory?"
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}: {error}; download it again") from None
 
 
 def copy_files(directory: Path, folder: Path, names: Iterable[str]) -> None:
@@ -116,7 +118,7 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
         return _indexed(directory)
     tensors = {}
     for file in weight_files(directory):
-        tensors.update(_tensors_of(file))
+        tensors.update(file_tensors(file))
     return tensors
 
 
@@ -130,8 +132,7 @@ def weight_files(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise UserError(f"no base model directory {directory}; is the path right?")
     if (directory / INDEX).is_file():
-        names = sorted(set(read_json(directory, INDEX).get("weight_map", {}).values()))
-        files = [directory / name for name in names]
+        files = [directory / name for name in sorted(set(_weight_map(directory).values()))]
     elif (directory / "model.safetensors").is_file():
         files = [directory / "model.safetensors"]
     elif (directory / CONVERTED).is_file():
@@ -179,7 +180,7 @@ def base_fingerprint(directory: Path) -> str:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as stream:
-            digest.update(stream.read(8 + _header_size(file)))
+            digest.update(stream.read(_header_end(file)))
             for i in range(_SAMPLES):
                 stream.seek(i * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
                 digest.update(stream.read(_SAMPLE_BYTES))
@@ -187,49 +188,95 @@ def base_fingerprint(directory: Path) -> str:
 
 
 def _indexed(directory: Path) -> dict[str, StoredTensor]:
-    weight_map = read_json(directory, INDEX).get("weight_map", {})
-    files = {file.name: _tensors_of(file) for file in weight_files(directory)}
-    absent = [key for key, name in weight_map.items() if key not in files[name]]
+    files = {file.name: file_tensors(file) for file in weight_files(directory)}
+    absent = [key for key, name in _weight_map(directory).items() if key not in files[name]]
     if absent:
         raise UserError(f"{directory}: {INDEX} names tensors that its files lack: {absent[:5]}")
     return {key: tensor for tensors in files.values() for key, tensor in tensors.items()}
 
 
-def _header_size(file: Path) -> int:
+def _weight_map(directory: Path) -> dict[str, str]:
+    """Return which file holds which tensor; no name leads out of the directory."""
+    weight_map = read_json(directory, INDEX).get("weight_map")
+    names = weight_map.values() if isinstance(weight_map, dict) else [None]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(
+                f"{directory / INDEX} names {name!r} as a weight file, which is none beside it; "
+                f"{AGAIN}"
+            )
+    return weight_map
+
+
+def _header_end(file: Path) -> int:
+    """Return the bytes of a safetensors file before its values."""
     with file.open("rb") as stream:
-        return int.from_bytes(stream.read(8), "little")
+        end = _SIZE_BYTES + int.from_bytes(stream.read(_SIZE_BYTES), "little")
+    if end > min(file.stat().st_size, _SIZE_BYTES + json_files.MAX_BYTES):
+        raise _not_whole(file, f"its header is said to take {end - _SIZE_BYTES:,} bytes")
+    return end
+
+
+def _not_whole(file: Path, why: object) -> UserError:
+    return UserError(f"{file} is not a whole safetensors file: {why}; {AGAIN}")
 
 
 def _dtypes() -> dict[str, Any]:
     import ml_dtypes  # a fingerprint does without, where an export is verified
 
-    return {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+    return {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64}
 
 
-def _tensors_of(file: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of one file. Source: the safetensors format, version 0.4."""
-    dtypes = _dtypes()
-    size, start = file.stat().st_size, 8 + _header_size(file)
+def file_tensors(file: Path, kinds: Sequence[str] = FLOATS) -> dict[str, StoredTensor]:
+    """Return the tensors of one file, none read. Source: the safetensors format, version 0.4.
+
+    Args:
+      file: the file.
+      kinds: the dtypes that it may hold, in the format's names.
+
+    Raises:
+      UserError: a damaged file, or a dtype that is not read.
+    """
+    start = _header_end(file)
     try:
-        if size < start:
-            raise ValueError("it ends inside its header")
         with file.open("rb") as stream:
-            header = json.loads(stream.read(start)[8:])
+            header = json_files.loads(stream.read(start)[_SIZE_BYTES:])
     except ValueError as error:
-        raise UserError(f"{file} is not a whole safetensors file: {error}") from None
+        raise _not_whole(file, error) from None
+    if not isinstance(header, dict):
+        raise _not_whole(file, "its header is no JSON object")
     header.pop("__metadata__", None)
-    tensors = {}
+    tensors = {key: _stored_tensor(file, key, entry, start) for key, entry in header.items()}
     for key, entry in header.items():
-        if entry["dtype"] not in dtypes:
-            raise UserError(
-                f"{file}: {key} is stored as {entry['dtype']}; supported are {', '.join(dtypes)}"
-            )
-        begin, end = entry["data_offsets"]
-        if start + end > size:
-            raise UserError(f"{file} is not a whole safetensors file: {key} is cut off")
-        dtype = dtypes[entry["dtype"]]
-        tensors[key] = StoredTensor(file, dtype, tuple(entry["shape"]), start + begin)
+        if entry["dtype"] not in kinds:
+            raise _unsupported(file, key, entry["dtype"], kinds)
     return tensors
+
+
+def _unsupported(file: Path, key: str, kind: str, kinds: Iterable[str]) -> UserError:
+    return UserError(f"{file}: {key} is stored as {kind}; supported are {', '.join(kinds)}")
+
+
+def _stored_tensor(file: Path, key: str, entry: Any, start: int) -> StoredTensor:
+    """Return what an entry of a header describes, once it is sure to lie within the file."""
+    entry, dtypes = entry if isinstance(entry, dict) else {}, _dtypes()
+    kind, shape, place = (entry.get(name) for name in ("dtype", "shape", "data_offsets"))
+    if isinstance(kind, str) and kind not in dtypes:
+        raise _unsupported(file, key, kind, FLOATS)
+    if not isinstance(kind, str) or not _are_sizes(shape) or not _are_sizes(place, 2):
+        raise _not_whole(file, f"{key} has no dtype, shape and data_offsets")
+    begin, end = place
+    dtype = np.dtype(dtypes[kind])
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise _not_whole(file, f"{key} of shape {shape} does not take {end - begin:,} bytes")
+    if start + end > file.stat().st_size:
+        raise _not_whole(file, f"{key} is cut off")
+    return StoredTensor(file, dtypes[kind], tuple(shape), start + begin)
+
+
+def _are_sizes(values: Any, count: int | None = None) -> bool:
+    is_list = isinstance(values, list) and len(values) == (len(values) if count is None else count)
+    return is_list and all(type(value) is int and 0 <= value < 2**62 for value in values)
 
 
 def _download(hub_id: str) -> Path:

@@ -19,7 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.base_files import base_fingerprint
-from vtalign_jax.interop.forms import FORMS, PEFT, SETTINGS, Form, read_json
+from vtalign_jax.interop.embedding_files import read_settings
+from vtalign_jax.interop.forms import FORMS, Form, read_json
+from vtalign_jax.interop.programs import refuse_programs
 
 INPUTS, TENSORS = "certificate.json", "certificate.safetensors"
 EMBEDDED = "embedded.safetensors"  # what a check script makes of held-out clips
@@ -213,11 +215,13 @@ def check_verifiable(folder: Path) -> Form:
     """Return the form of an export that can be verified here.
 
     Raises:
-      UserError: not an export, packages are missing, or the result could not be written.
+      UserError: not an export, it holds programs of its own, packages are missing, or the result
+        could not be written.
     """
     if not (folder / INPUTS).exists():
         raise UserError(f"{folder} is not an export of launch/export.py (no {INPUTS} in it)")
     form = form_of(folder)
+    refuse_programs(folder, form)
     if missing := missing_packages(form.needs):
         raise UserError(f"verifying needs {', '.join(missing)}; pip install {' '.join(missing)}")
     if not os.access(folder / INPUTS, os.W_OK):
@@ -239,7 +243,7 @@ def check_base(folder: Path, base: str) -> None:
     """
     if not base or not Path(base).is_dir():
         return
-    expected = read_json(folder, SETTINGS)["trained"]["fingerprints"]["base"]
+    expected = read_settings(folder)["trained"]["fingerprints"]["base"]
     found = base_fingerprint(Path(base))
     if found != expected:
         raise UserError(
@@ -255,7 +259,7 @@ def held_out_facts(folder: Path) -> dict[str, Any] | None:
 
 def form_of(folder: Path) -> Form:
     """Return the form of an export; those of before there were several do not name theirs."""
-    return FORMS[read_json(folder, SETTINGS).get("form", PEFT)]
+    return FORMS[read_settings(folder)["form"]]
 
 
 def verify(folder: Path, base: str | None = None, held_out: Clips | None = None) -> dict[str, Any]:

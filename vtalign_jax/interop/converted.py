@@ -19,7 +19,7 @@ import numpy as np
 import tensorstore
 from etils import epath
 
-from vtalign_jax import remote
+from vtalign_jax import json_files, remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import base_files
 from vtalign_jax.interop.base_files import CONVERTED, read_json
@@ -29,6 +29,9 @@ WEIGHTS = "weights"
 _CHUNK_BYTES = 1 << 22
 _CACHE_BYTES = 1 << 26  # slices of several devices may lie in one chunk
 _HASHED = ("config.json", "tokenizer.json")  # in the fingerprint too
+_AGAIN = "convert it again with launch/convert.py"
+_KINDS = {"base": str, "fingerprint": str, "files": dict, "arrays": dict}
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 class OrbaxTensor:
@@ -109,11 +112,17 @@ def read_facts(directory: Path) -> dict[str, Any]:
             f"{directory / CONVERTED} has format {facts.get('format')!r}, this version reads "
             f"{FORMAT}; update vtalign_jax"
         )
+    json_files.require(facts, _KINDS, directory / CONVERTED, _AGAIN)
+    for name, form in facts["arrays"].items():
+        if not _is_form(form):
+            raise UserError(f"{directory / CONVERTED}: {name} has no dtype and shape; {_AGAIN}")
     for name, digest in facts["files"].items():
+        if name not in _HASHED:
+            raise UserError(f"{directory / CONVERTED}: files names {name!r}; {_AGAIN}")
         if not (directory / name).is_file() or _digest(directory / name) != digest:
             raise UserError(
                 f"{directory / name} is not the file that {facts['base']} was converted with; "
-                "convert it again with launch/convert.py"
+                f"{_AGAIN}"
             )
     return facts
 
@@ -155,6 +164,11 @@ def _damaged(folder: Path, error: Exception) -> UserError:
         f"the converted weights in {folder} are damaged or not whole ({reason}); copy the folder "
         "again, or convert the base again with launch/convert.py"
     )
+
+
+def _is_form(form: Any) -> bool:
+    is_pair = isinstance(form, list) and len(form) == 2 and form[0] in _DTYPES
+    return is_pair and isinstance(form[1], list) and all(type(n) is int for n in form[1])
 
 
 def _digest(file: Path) -> str:

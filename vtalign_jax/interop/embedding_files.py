@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from vtalign_jax import json_files
 from vtalign_jax.config import TuneConfig
+from vtalign_jax.dst.images import FITS, ROTATIONS
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop.forms import FORMS, PEFT, SETTINGS, read_json
+from vtalign_jax.interop.base_files import FLOATS, file_tensors
+from vtalign_jax.interop.forms import FORMS, PEFT, SETTINGS, SQUARE, WEIGHTS_FOLDER, read_json
 
 HEAD, EMBED = "head.safetensors", "embed.py"
 FORMAT = 1  # of vtalign.json
@@ -25,7 +27,18 @@ FORMAT = 1  # of vtalign.json
 BASE = "base."  # where an AlignerModel holds its SmolVLM
 _MATCHING = "matching_head."  # of training alone: no embedding goes through it
 _POSITIONS = "position_ids"
-_EMBED = Path(__file__).with_name("torch_scripts") / EMBED
+_KINDS = {  # of the fields that are read here
+    "form": str,
+    "base": str,
+    "config": dict,
+    "trained.fingerprints.base": str,
+    "trained.window_seconds": float,
+    "trained.fit": str,
+    "trained.rotate": int,
+    WEIGHTS_FOLDER: str,
+}
+_KINDS_MERGED = {"weights": str}
+EMBED_SCRIPT = Path(__file__).with_name("torch_scripts") / EMBED
 
 
 class Parts(NamedTuple):
@@ -82,15 +95,24 @@ def check_head(head: Mapping[str, np.ndarray]) -> None:
     check_finite(head)
 
 
-def check_finite(tensors: Mapping[str, np.ndarray]) -> None:
+def check_finite(
+    tensors: Mapping[str, np.ndarray],
+    where: str = "",
+    mend: str = "name an earlier checkpoint with --checkpoint",
+) -> None:
     """Refuse NaN and infinity.
+
+    Args:
+      tensors: by their names.
+      where: what stands before the name in the message.
+      mend: what to do about it, for the message.
 
     Raises:
       UserError: names the first tensor.
     """
     broken = sorted(key for key, x in tensors.items() if not np.isfinite(x).all())
     if broken:
-        raise UserError(f"{broken[0]} is not finite; name an earlier checkpoint with --checkpoint")
+        raise UserError(f"{where}{broken[0]} is not finite; {mend}")
 
 
 def write(folder: Path, parts: Parts, position_ids: np.ndarray) -> None:
@@ -106,7 +128,7 @@ def write(folder: Path, parts: Parts, position_ids: np.ndarray) -> None:
     save_file(head, folder / HEAD, metadata={"format": "pt"})
     (folder / SETTINGS).write_text(json.dumps(parts.settings, indent=1))
     if FORMS[parts.settings["form"]].is_embedded:
-        shutil.copyfile(_EMBED, folder / EMBED)
+        shutil.copyfile(EMBED_SCRIPT, folder / EMBED)
 
 
 def read_head(folder: Path) -> dict[str, np.ndarray]:
@@ -129,17 +151,19 @@ def fitting_leaves(
       wanted: the trainable leaves, `{path: jax.ShapeDtypeStruct}`; no JAX is imported here.
 
     Raises:
-      UserError: some are missing, unexpected or of another shape.
+      UserError: some are missing, unexpected, of another shape or not finite.
     """
     wrong = sorted(wanted.keys() ^ leaves.keys())
     wrong += [p for p in wanted if p in leaves and leaves[p].shape != wanted[p].shape]
     if wrong:
         raise UserError(f"{folder} does not fit its {SETTINGS}: {', '.join(wrong[:4])}")
-    return {path: np.array(leaves[path], np.float32, order="C") for path in wanted}
+    taken = {path: np.array(leaves[path], np.float32, order="C") for path in wanted}
+    check_finite(taken, f"{folder}: ", "copy the export again, or export another checkpoint")
+    return taken
 
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:
-    """Return the tensors of an export's file.
+    """Return the tensors of an export's file: views of it, so that none is read before its shape.
 
     Raises:
       UserError: it is missing or damaged.
@@ -147,9 +171,10 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise UserError(f"the export {file.parent} has no {file.name}; copy the whole folder")
     try:
-        return load_file(file)
-    except SafetensorError as error:
+        stored = file_tensors(file, (*FLOATS, "I64"))
+    except UserError as error:
         raise UserError(f"cannot read {file} ({error}); copy the export again") from error
+    return {key: tensor.array() for key, tensor in stored.items()}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -164,4 +189,28 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"{folder / SETTINGS} has format {settings.get('format')!r}, this version reads "
             f"{FORMAT}; update vtalign_jax"
         )
-    return {"form": PEFT} | settings  # exports of before have no other form
+    settings = {"form": PEFT, WEIGHTS_FOLDER: ""} | settings  # exports of before have no other form
+    settings["trained"] = SQUARE | _object(settings.get("trained"))
+    _check_settings(settings, folder / SETTINGS)
+    return settings
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _check_settings(settings: dict[str, Any], file: Path) -> None:
+    """Refuse settings with something missing, or with values that no export has."""
+    json_files.require(settings, _KINDS, file, "copy the export again")
+    trained, form = settings["trained"], settings["form"]
+    if form in FORMS and form != PEFT:
+        json_files.require(settings, _KINDS_MERGED, file, "copy the export again")
+    for name, value, is_right in (
+        ("form", form, form in FORMS),
+        ("trained.window_seconds", trained["window_seconds"], 0 < trained["window_seconds"] < 1e7),
+        ("trained.fit", trained["fit"], trained["fit"] in FITS),
+        ("trained.rotate", trained["rotate"], trained["rotate"] in ROTATIONS),
+        (WEIGHTS_FOLDER, folder := settings[WEIGHTS_FOLDER], Path(folder).name == folder),
+    ):
+        if not is_right:
+            raise UserError(f"{file}: {name} is {value!r}, which no export has; copy it again")

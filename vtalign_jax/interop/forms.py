@@ -5,11 +5,11 @@ Nothing here needs JAX: an export is verified where there is none. Who writes a 
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vtalign_jax import json_files
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import sentence_transformers_card
 
@@ -137,13 +137,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     Raises:
       UserError: it is missing or damaged.
     """
-    file = folder / name
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        return json_files.read_object(folder / name, "copy the export again")
     except FileNotFoundError:
         raise UserError(f"the export {folder} has no {name}; copy the whole folder") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file} ({error}); copy the export again") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file} holds no JSON object; copy the export again")
-    return values

@@ -241,9 +241,10 @@ def _token_names(settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: _content(named.get(name)) or default for name, default in _TOKENS.items()}
 
 
-def _content(token: str | Mapping[str, Any] | None) -> str | None:
+def _content(token: Any) -> str | None:
     """Return the string of a token that may be written as an AddedToken's fields."""
-    return token["content"] if isinstance(token, Mapping) else token
+    content = token.get("content") if isinstance(token, Mapping) else token
+    return content if isinstance(content, str) else None
 
 
 def _pad_id(settings: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> int:

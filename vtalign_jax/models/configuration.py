@@ -1,6 +1,7 @@
 """The numbers of a SmolVLM, read from a Hugging Face `config.json`."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,11 @@ _TOP_DEFAULTS = {  # SmolVLMConfig and Idefics3Config
     "scale_factor": 2,
     "tie_word_embeddings": False,
 }
+_SECTIONS = {"vision_config": _VISION_DEFAULTS, "text_config": _TEXT_DEFAULTS}
 _MODEL_TYPES = ("smolvlm", "idefics3")
+_MOST_WIDTH = 2**17  # of a layer; ten times a 70B model's
+_MOST = {"vocab_size": 2**22, "num_hidden_layers": 1000, "image_size": 4096, "patch_size": 4096}
+_MOST_FLOAT = 1e12  # of rope_theta; others are far below
 
 # (section, field, the values this package computes); anything else would be computed wrongly.
 _SUPPORTED = (
@@ -127,6 +132,7 @@ class SmolVLMConfig:
                 f"config.json has model_type {model_type!r}; only {' and '.join(_MODEL_TYPES)} "
                 "checkpoints are supported, choose a SmolVLM"
             )
+        _refuse_other_kinds(values)
         _refuse_unsupported(values)
         top = {name: values.get(name, default) for name, default in _TOP_DEFAULTS.items()}
         text_values = values.get("text_config") or {"rms_norm_eps": 1e-5}
@@ -139,8 +145,51 @@ class SmolVLMConfig:
             tie_word_embeddings=tied,
             model_type=model_type,
         )
+        _refuse_sizes(config)
         _refuse_uneven(config)
         return config
+
+
+def _refuse_other_kinds(values: Mapping[str, Any]) -> None:
+    """Refuse sections and fields that hold another kind of value than their defaults do."""
+    for section in (*_SECTIONS, "text_config.rope_parameters", "text_config.rope_scaling"):
+        outer, _, inner = section.partition(".")
+        found = values.get(outer) or {}
+        found = (found.get(inner) or {}) if inner and isinstance(found, Mapping) else found
+        if not isinstance(found, Mapping):
+            raise UserError(f"config.json: {section} is no object; download it again")
+    for section, defaults in (("", _TOP_DEFAULTS), *_SECTIONS.items()):
+        fields = (values.get(section) or {}) if section else values
+        for name, default in defaults.items():
+            if (value := fields.get(name)) is None:
+                if name in fields and default is not None:
+                    raise _wrong(section, name, value)
+                continue
+            kind = int if default is None else type(default)
+            is_right = type(value) is kind or (kind is float and type(value) is int)
+            if not is_right or (kind is float and not math.isfinite(value)):
+                raise _wrong(section, name, value)
+
+
+def _wrong(section: str, name: str, value: Any) -> UserError:
+    field = f"{section}.{name}" if section else name
+    return UserError(f"config.json has {field} = {value!r:.80}; use a SmolVLM's own config.json")
+
+
+def _refuse_sizes(config: SmolVLMConfig) -> None:
+    """Refuse sizes that no SmolVLM has, before anything of that size is made."""
+    for section, numbers in (("vision_config", config.vision), ("text_config", config.text)):
+        for field in dataclasses.fields(numbers):
+            value = getattr(numbers, field.name)
+            most = _MOST.get(field.name, _MOST_WIDTH)
+            if type(value) is int and not 1 <= value <= most:
+                raise _wrong(section, field.name, value)
+            if type(value) is float and not 0 < value <= _MOST_FLOAT:
+                raise _wrong(section, field.name, value)
+    if not 0 <= config.image_token_id < 2**31:
+        raise _wrong("", "image_token_id", config.image_token_id)
+    if not 1 <= config.scale_factor <= config.vision.patches_per_side:
+        raise _wrong("", "scale_factor", config.scale_factor)
 
 
 def _refuse_unsupported(values: Mapping[str, Any]) -> None:
@@ -190,7 +239,13 @@ def _text(values: Mapping[str, Any]) -> TextConfig:
             "choose a SmolVLM checkpoint"
         )
     heads = values["num_attention_heads"]
-    values["rope_theta"] = float(rope.get("rope_theta", values["rope_theta"]))
+    values["rope_theta"] = _number(rope.get("rope_theta", values["rope_theta"]))
     values["num_key_value_heads"] = values["num_key_value_heads"] or heads
     values["head_dim"] = values["head_dim"] or values["hidden_size"] // heads
     return TextConfig(**{f.name: values[f.name] for f in dataclasses.fields(TextConfig)})
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _MOST_FLOAT:
+        raise _wrong("text_config", "rope_theta", value)
+    return float(value)

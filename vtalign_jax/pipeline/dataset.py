@@ -10,7 +10,6 @@ import bisect
 import functools
 import hashlib
 import itertools
-import json
 from typing import NamedTuple
 
 import grain
@@ -20,17 +19,20 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from vtalign_jax import remote
+from vtalign_jax import json_files, remote
 from vtalign_jax.array_types import Identity
-from vtalign_jax.dst.mapped import open_mapped
+from vtalign_jax.dst.images import FITS, ROTATIONS
 from vtalign_jax.errors import UserError
 from vtalign_jax.feature_cache.stored import StoredFeatures
 from vtalign_jax.pipeline.clip_cache import ClipCache
+from vtalign_jax.pipeline.clip_table import read_table
 from vtalign_jax.pipeline.identities import make_identity
 from vtalign_jax.pipeline.sampling import window_lengths
 
 _NAME = "dst_clips"
-_SETTINGS = ("fingerprint", "image_size", "frames")  # what is read of prepare.json
+_SETTINGS = {"fingerprint": str, "image_size": int, "frames": int}  # read of prepare.json
+_MOST_PIXELS, _MOST_FRAMES = 2**14, 2**16
+_AGAIN = "prepare the dataset again"
 _CACHE_BYTES = 512 * 2**20  # decoded frames kept in memory, a split
 
 
@@ -70,7 +72,7 @@ class StoredSplit:
         self.data_dir = data_dir
         self.image_size: int = settings["image_size"]
         self.frames: int = settings["frames"]
-        ways = settings.get("fit", ["square"]), settings.get("rotate", [0])
+        ways = settings["fit"], settings["rotate"]
         self.squares: set[tuple[str, int]] = set(itertools.product(*ways))
         self._table_path = table_path
         self._files = [str(shard.filename) for shard in shards]
@@ -86,7 +88,7 @@ class StoredSplit:
     @functools.cached_property
     def table(self) -> pa.Table:
         """Every field of every record but the frames; row i is record i."""
-        return _read_table(self._table_path)
+        return read_table(self._table_path)
 
     def record(self, index: int) -> Record:
         """Return one record; see `ClipSplit.record`."""
@@ -288,7 +290,7 @@ def _open_stored(
     shards = splits[split].file_instructions
     table_path = directory / f"clips-{split}.arrow"
     for path in [table_path, *(epath.Path(shard.filename) for shard in shards)]:
-        if not path.exists():
+        if not remote.is_file(path):
             raise _unfinished(data_dir, path.name)
     opened = StoredSplit(data_dir, settings, table_path, shards)
     if opened.table.num_rows != len(opened):
@@ -308,21 +310,31 @@ def _complete_directory(data_dir: str) -> epath.Path:
     """Return a dataset's folder, of a bucket the copy on this machine; see `remote.fetch`."""
     directory = _version_directory(remote.path(data_dir))
     for required in ("prepare.json", "dataset_info.json"):
-        if not (directory / required).exists():
+        if not remote.is_file(directory / required):
             raise _unfinished(data_dir, required)
     return epath.Path(remote.fetch(directory))
 
 
 def _read_settings(data_dir: str, directory: epath.Path) -> dict:
     """Return what `prepare` says of a dataset."""
-    try:
-        settings = dict(json.loads((directory / "prepare.json").read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"cannot read {directory / 'prepare.json'} ({error}); prepare the dataset again"
-        ) from error
+    file = directory / "prepare.json"
+    settings = json_files.read_object(file, _AGAIN)
     if absent := [key for key in _SETTINGS if key not in settings]:
         raise _unfinished(data_dir, f"{', '.join(absent)} in prepare.json")
+    json_files.require(settings, _SETTINGS, file, _AGAIN)
+    edge, frames = settings["image_size"], settings["frames"]
+    ways = {"fit": (["square"], FITS), "rotate": ([0], ROTATIONS)}
+    found = {name: settings.setdefault(name, usual) for name, (usual, _) in ways.items()}
+    for name, is_right in (
+        ("image_size", 1 <= edge <= _MOST_PIXELS),
+        ("frames", 1 <= frames <= _MOST_FRAMES),
+        *(
+            (name, isinstance(found[name], list) and all(way in known for way in found[name]))
+            for name, (_, known) in ways.items()
+        ),
+    ):
+        if not is_right:
+            raise UserError(f"{file}: {name} is {settings[name]!r:.80}; {_AGAIN}")
     return settings
 
 
@@ -348,10 +360,3 @@ def _unfinished(data_dir: str, missing: str) -> UserError:
         f"the dataset in {data_dir} is incomplete, {missing} is missing; run "
         f"python launch/prepare.py --out={data_dir} ... again"
     )
-
-
-def _read_table(path: epath.Path) -> pa.Table:
-    try:
-        return pa.ipc.open_file(open_mapped(path)).read_all()
-    except pa.ArrowInvalid as error:
-        raise UserError(f"cannot read {path} ({error}); prepare the dataset again") from error

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vtalign_jax import remote
+from vtalign_jax import json_files, remote
 from vtalign_jax.errors import UserError
 
 METRIC = "val/recall@5"
@@ -163,6 +163,7 @@ class Checkpoints:
 _METRICS = ("metrics", "metrics")  # folder and file that Orbax gives them
 _EXTRA = ("extra", "metadata")
 _STATE = "state"
+_AGAIN = "copy the checkpoint again, or use another one"
 
 
 def read_extra(path: str | epath.Path) -> dict[str, Any]:
@@ -186,11 +187,9 @@ def read_metrics(path: str | epath.Path) -> dict[str, float]:
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"cannot read {file} ({error}); copy the checkpoint again, or use another one"
-        ) from error
+        return json_files.read_object(file, _AGAIN)
+    except FileNotFoundError:
+        raise UserError(f"no {file}; {_AGAIN}") from None
 
 
 def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = False) -> Any:

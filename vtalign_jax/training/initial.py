@@ -161,7 +161,9 @@ def _read_foreign(path: Path, tune: TuneConfig, assembly: Assembly) -> dict[str,
             "trained, on all of q, k, v and o"
         )
     leaves = peft.adapter_leaves(tensors, keys, shapes)
-    return {path: np.array(value, np.float32, order="C") for path, value in leaves.items()}
+    taken = {path: np.array(value, np.float32, order="C") for path, value in leaves.items()}
+    embedding_files.check_finite(taken, f"config.tune.init: {path}: ", "take another adapter")
+    return taken
 
 
 def _digest(params: Mapping[str, np.ndarray]) -> str:

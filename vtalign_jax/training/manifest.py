@@ -15,7 +15,7 @@ import jax
 from etils import epath
 
 from vtalign_jax import config as config_lib
-from vtalign_jax import remote
+from vtalign_jax import json_files, remote
 from vtalign_jax.config import Config
 from vtalign_jax.errors import UserError
 
@@ -200,16 +200,12 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     """Return what a file of a workdir holds.
 
     Raises:
-      UserError: there is none, or it is not JSON.
+      UserError: there is none, or it is damaged.
     """
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"no {path.name} in {path.parent}; is it a workdir of train.py?") from error
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not JSON ({error}); restore it, or take a new workdir"
-        ) from error
+        return json_files.read_object(path, "restore it, or take a new workdir")
+    except FileNotFoundError:
+        raise UserError(f"no {path.name} in {path.parent}; is it a workdir of train.py?") from None
 
 
 def _write(path: epath.Path, values: dict[str, Any]) -> None:

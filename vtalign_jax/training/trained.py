@@ -93,10 +93,10 @@ def load_trained(path: str | Path, base: str = "", *, needs_hugging_face: bool =
 
 def _load_export(export: Path, source: str, base: str, wanted: Callable[[str], str]) -> Trained:
     settings = embedding_files.read_settings(export)
-    facts = SQUARE | settings["trained"]
+    facts = settings["trained"]
     config = _without_matching(resolve(settings["config"]))
     if settings["form"] != PEFT:
-        return _load_merged(export, source, base, settings | {"trained": facts}, config)
+        return _load_merged(export, source, base, settings, config)
     config = with_base(config, wanted(base or config.model.base))
     assembly = assemble(config)
     _check_base(facts, assembly, source)
@@ -113,7 +113,7 @@ def _load_merged(
             f"the export {export} holds its own weights; leave --base out (to train on from it, "
             "name it as --config.model.base)"
         )
-    directory = export / settings.get(WEIGHTS_FOLDER, "")
+    directory = export / settings[WEIGHTS_FOLDER]
     if base_fingerprint(directory) != settings["weights"]:
         raise UserError(
             f"the weights, config.json or tokenizer.json in {directory} are not those that were "

@@ -11,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from vtalign_jax import remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation import grounding_files
 from vtalign_jax.evaluation.report import sample as samples
@@ -117,7 +118,7 @@ def read_run(workdir: str | epath.Path) -> Run:
     def read(what: Any, path: epath.Path, otherwise: Any) -> Any:
         """Return `what(path)`; where there is no file, or it is damaged, something else."""
         try:
-            return what(path) if path.exists() else otherwise
+            return what(path) if remote.is_file(path) else otherwise
         except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             faults.append(f"{path.name}: {' '.join(str(error).split())}")
             return otherwise
