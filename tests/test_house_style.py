@@ -36,22 +36,15 @@ def _runs_data(node):
         return (node.module or "").split(".")[0] in _UNPICKLES
     if not isinstance(node, ast.Call):
         return False
+    owner = getattr(getattr(node.func, "value", None), "id", "")
     named = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
     given = {word.arg: getattr(word.value, "value", word.value) for word in node.keywords}
-    is_plain = isinstance(node.func, ast.Name) or getattr(node.func.value, "id", "") == "os"
+    is_plain = isinstance(node.func, ast.Name) or owner == "os"
     return (
         (named in _RUNS and is_plain and not _names_a_package(node))
         or any(given.get(word) for word in ("shell", "trust_remote_code", "allow_pickle"))
-        or (
-            named == "load"
-            and getattr(node.func.value, "id", "") in ("np", "numpy")
-            and given.get("allow_pickle") is not False
-        )
-        or (
-            named == "load"
-            and getattr(node.func.value, "id", "") == "torch"
-            and given.get("weights_only") is not True
-        )
+        or (named == "load" and owner in ("np", "numpy") and given.get("allow_pickle") is not False)
+        or (named == "load" and owner == "torch" and given.get("weights_only") is not True)
     )
 
 

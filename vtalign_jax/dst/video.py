@@ -106,6 +106,9 @@ class VideoFile:
             self._container.close()
             raise FrameError("unreadable video", f"{self._path}: no video stream")
         self._stream = self._container.streams.video[0]
+        if self._stream.codec_context is None:
+            self._container.close()
+            raise FrameError("unreadable video", f"{self._path}: a codec that nothing here decodes")
         self._stream.codec_context.thread_count = 1  # the cores work on other videos
         # Without it ffmpeg paints over damage and hands the result out as a good frame.
         options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}

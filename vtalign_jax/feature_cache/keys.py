@@ -4,10 +4,10 @@ import hashlib
 import json
 from typing import Any
 
-from vtalign_jax import remote
+from vtalign_jax import json_files, remote
 from vtalign_jax.config import Config
 from vtalign_jax.errors import UserError
-from vtalign_jax.feature_cache.stored import INDEX, KEY, StoredFeatures, read_json
+from vtalign_jax.feature_cache.stored import AGAIN, INDEX, KEY, StoredFeatures, read_json
 from vtalign_jax.models.configuration import SmolVLMConfig
 from vtalign_jax.pipeline.dataset import ClipSplit
 
@@ -169,11 +169,13 @@ def _open(
         is_begun = (folder / KEY).exists()
         state = f"incomplete features in {folder}" if is_begun else f"no features in {folder}"
         raise UserError(f"{state}; {command}")
+    json_files.require(index, {"key": dict, "key.depth": str}, folder / INDEX, AGAIN)
     depth = index["key"]["depth"]
     check_depth(depth, config, train=train)
     needed = make_key(config, split, base_fingerprint, image_size, depth, train=train)
     if not needed.get("captions", True):
-        needed["captions"] = index["key"]["captions"]  # they come after the clip: it is the same
+        # They come after the clip, which is the same without.
+        needed["captions"] = index["key"].get("captions")
     if differing := differences(index["key"], needed):
         raise UserError(
             f"stale features in {folder}, made with another value of {', '.join(differing)}; "

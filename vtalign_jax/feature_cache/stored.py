@@ -25,6 +25,16 @@ KEY, INDEX = "key.json", "index.json"
 AGAIN = "write the feature cache again with --overwrite"
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "int8": np.int8}
 _SCALED = "int8"
+_MOST = 2**20  # values of a vector, vectors of a frame
+_KINDS = {
+    "key": dict,
+    "layout": dict,
+    "layout.depth": str,
+    "layout.dtype": str,
+    "layout.width": int,
+    "layout.vectors": int,
+    "file_bytes": dict,
+}
 
 
 class Layout(NamedTuple):
@@ -81,6 +91,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def _check_index(index: dict[str, Any], file: Path) -> None:
+    json_files.require(index, _KINDS, file, AGAIN)
+    layout, sizes = index["layout"], index["file_bytes"]
+    is_layout = layout.keys() == set(Layout._fields) and layout["dtype"] in DTYPES
+    is_sized = is_layout and 1 <= layout["width"] <= _MOST and 0 <= layout["vectors"] <= _MOST
+    are_beside = all(Path(name).name == name for name in sizes)
+    if not (is_sized and are_beside and sizes):
+        raise UserError(f"{file} is none that cache_features.py writes; {AGAIN}")
+
+
 class StoredFeatures:
     """The features of a split. Picklable: files are opened again on the other side.
 
@@ -98,8 +118,9 @@ class StoredFeatures:
           index: of `index.json`.
 
         Raises:
-          UserError: a file is missing or cut off.
+          UserError: a file is missing or cut off, or the index is damaged.
         """
+        _check_index(index, folder / INDEX)
         self.layout, self.key = Layout(**index["layout"]), index["key"]
         content = json.dumps([index["key"], index["layout"]], sort_keys=True)
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]

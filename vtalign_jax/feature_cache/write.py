@@ -19,11 +19,19 @@ import numpy as np
 from array_record.python import array_record_module
 from jax.sharding import Mesh
 
-from vtalign_jax import sharding
+from vtalign_jax import json_files, sharding
 from vtalign_jax.config import Config
 from vtalign_jax.errors import UserError
 from vtalign_jax.feature_cache.keys import differences
-from vtalign_jax.feature_cache.stored import DTYPES, INDEX, KEY, Layout, read_json, shard_name
+from vtalign_jax.feature_cache.stored import (
+    AGAIN,
+    DTYPES,
+    INDEX,
+    KEY,
+    Layout,
+    read_json,
+    shard_name,
+)
 from vtalign_jax.models.aligner import AlignerModel, attended
 from vtalign_jax.pipeline.clip_cache import ClipCache
 from vtalign_jax.pipeline.dataset import ClipSplit
@@ -76,6 +84,7 @@ def begin(target: Target, *, overwrite: bool) -> None:
     if found is None and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is in the way and no feature cache; give another --out")
     if found is not None and found != wanted:
+        json_files.require(found, {"key": dict}, folder / KEY, AGAIN)
         if not overwrite:
             differing = differences(found["key"], wanted["key"]) or ["--dtype or --shard_mb"]
             raise UserError(

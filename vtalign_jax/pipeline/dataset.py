@@ -15,7 +15,6 @@ from typing import NamedTuple
 import grain
 import numpy as np
 import pyarrow as pa
-import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -28,6 +27,7 @@ from vtalign_jax.pipeline.clip_cache import ClipCache
 from vtalign_jax.pipeline.clip_table import read_table
 from vtalign_jax.pipeline.identities import make_identity
 from vtalign_jax.pipeline.sampling import window_lengths
+from vtalign_jax.pipeline.shards import INFO, Shard, read_splits
 
 _NAME = "dst_clips"
 _SETTINGS = {"fingerprint": str, "image_size": int, "frames": int}  # read of prepare.json
@@ -68,7 +68,9 @@ class StoredSplit:
       squares: (fit, rotate) by which pictures may have been made square.
     """
 
-    def __init__(self, data_dir: str, settings: dict, table_path: epath.Path, shards: list) -> None:
+    def __init__(
+        self, data_dir: str, settings: dict, table_path: epath.Path, shards: list[Shard]
+    ) -> None:
         self.data_dir = data_dir
         self.image_size: int = settings["image_size"]
         self.frames: int = settings["frames"]
@@ -284,10 +286,9 @@ def _open_stored(
     data_dir: str, directory: epath.Path, settings: dict, split: str
 ) -> StoredSplit | None:
     """Open a split of one dataset; None if the dataset has no clips of it."""
-    splits = tfds.builder_from_directory(directory).info.splits
-    if split not in splits or not splits[split].num_examples:
+    shards = read_splits(directory, _NAME).get(split)
+    if shards is None:
         return None
-    shards = splits[split].file_instructions
     table_path = directory / f"clips-{split}.arrow"
     for path in [table_path, *(epath.Path(shard.filename) for shard in shards)]:
         if not remote.is_file(path):
@@ -302,14 +303,13 @@ def _open_stored(
 
 
 def _filled_splits(directory: epath.Path) -> list[str]:
-    splits = tfds.builder_from_directory(directory).info.splits
-    return [name for name in splits if splits[name].num_examples]
+    return list(read_splits(directory, _NAME))
 
 
 def _complete_directory(data_dir: str) -> epath.Path:
     """Return a dataset's folder, of a bucket the copy on this machine; see `remote.fetch`."""
     directory = _version_directory(remote.path(data_dir))
-    for required in ("prepare.json", "dataset_info.json"):
+    for required in ("prepare.json", INFO):
         if not remote.is_file(directory / required):
             raise _unfinished(data_dir, required)
     return epath.Path(remote.fetch(directory))

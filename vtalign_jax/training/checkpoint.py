@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from vtalign_jax import json_files, remote
 from vtalign_jax.errors import UserError
+from vtalign_jax.training.soundness import Damaged, problem, sealed, sums, unsealed
 
 METRIC = "val/recall@5"
 FOLDER = "checkpoints"  # inside a workdir
@@ -105,16 +106,22 @@ class Checkpoints:
             if metrics is not None:
                 self._replace_json(step, extra, metrics)
             return
+        leaves = _flat(state)
+        if jax.process_index() == 0:  # whose JSON it is
+            extra = sealed({**extra, _SUMS: sums(leaves)})
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(_flat(state)), extra=ocp.args.JsonSave(dict(extra))
+            state=ocp.args.PyTreeSave(leaves), extra=ocp.args.JsonSave(dict(extra))
         )
-        self._manager.save(step, args=items, metrics=dict(metrics or {}), force=True)
+        metrics = sealed(metrics) if metrics else {}
+        self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def _replace_json(
         self, step: int, extra: Mapping[str, Any], metrics: Mapping[str, Any]
     ) -> None:
         self.wait()
         if jax.process_index() == 0:
+            known = _read_sealed(self.path(step)).get(_SUMS, {})
+            extra, metrics = sealed({**extra, _SUMS: known}), sealed(metrics)
             # The metrics first: a run killed in between evaluates again and comes back here.
             for (folder, name), value in {_METRICS: metrics, _EXTRA: extra}.items():
                 file = self.path(step) / folder / name
@@ -163,6 +170,7 @@ class Checkpoints:
 _METRICS = ("metrics", "metrics")  # folder and file that Orbax gives them
 _EXTRA = ("extra", "metadata")
 _STATE = "state"
+_SUMS = "sums"  # key of `extra`: a checksum for each leaf
 _AGAIN = "copy the checkpoint again, or use another one"
 
 
@@ -172,7 +180,22 @@ def read_extra(path: str | epath.Path) -> dict[str, Any]:
     Raises:
       UserError: it is damaged.
     """
-    return _read_json(epath.Path(path, *_EXTRA))
+    extra = _read_sealed(path)
+    extra.pop(_SUMS, None)
+    return extra
+
+
+def _sums(path: epath.Path) -> dict[str, Any]:
+    """Return the checksum of each leaf; none where a checkpoint of before has none."""
+    if not epath.Path(path, *_EXTRA).exists():
+        return {}
+    found = _read_sealed(path).get(_SUMS)
+    return found if isinstance(found, dict) else {}
+
+
+def _read_sealed(path: str | epath.Path) -> dict[str, Any]:
+    file = epath.Path(path, *_EXTRA)
+    return unsealed(_read_json(file), file)
 
 
 def read_metrics(path: str | epath.Path) -> dict[str, float]:
@@ -182,14 +205,19 @@ def read_metrics(path: str | epath.Path) -> dict[str, float]:
       UserError: they are damaged.
     """
     file = epath.Path(path, *_METRICS)
-    return _read_json(file) if file.exists() else {}
+    metrics = unsealed(_read_json(file), file) if file.exists() else {}
+    if METRIC in metrics:
+        json_files.require(metrics, {METRIC: float}, file, _AGAIN)
+    return metrics
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
     try:
         return json_files.read_object(file, _AGAIN)
     except FileNotFoundError:
-        raise UserError(f"no {file}; {_AGAIN}") from None
+        raise Damaged(f"no {file}; {_AGAIN}") from None
+    except UserError as error:
+        raise Damaged(str(error)) from None
 
 
 def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = False) -> Any:
@@ -204,6 +232,7 @@ def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = F
     Raises:
       UserError: there is no state, or leaves are missing, unexpected, or of another shape or dtype;
         names the first few.
+      Damaged: it does not hold what was saved, or values that are not finite.
     """
     path = remote.absolute(remote.path(path))
     if not (path / _STATE).is_dir():
@@ -216,10 +245,7 @@ def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = F
         for name, x in _flat(abstract_state).items()
     }
     handler = ocp.PyTreeCheckpointHandler()
-    try:
-        stored = dict(handler.metadata(path / _STATE).tree)
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+    stored = stored_leaves(path, handler)
     _check_leaves(path, stored, wanted, partial=partial)
     arguments = ocp.args.PyTreeRestore(
         item=wanted,
@@ -229,15 +255,31 @@ def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = F
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=handler)) as checkpointer:
             flat = checkpointer.restore(path, args=ocp.args.Composite(state=arguments))["state"]
-    except (OSError, ValueError) as error:
+    except _LIBRARY as error:
         raise _damaged(path, error) from error
+    if wrong := problem({name: flat[name] for name in wanted}, _sums(path)):
+        raise _damaged(path, wrong)
     leaves = [flat[name] for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
 
 
-def _damaged(path: epath.Path, error: Exception) -> UserError:
+def stored_leaves(path: epath.Path, handler: ocp.PyTreeCheckpointHandler) -> dict[str, Any]:
+    """Return what is known of each stored leaf: shape and dtype."""
+    try:
+        stored = dict(handler.metadata(path / _STATE).tree)
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in stored.items()}
+    except _LIBRARY as error:
+        raise _damaged(path, error) from error
+
+
+# What Orbax and TensorStore raise for files that are not theirs.
+_LIBRARY = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError)
+
+
+def _damaged(path: epath.Path, error: object) -> UserError:
+    kind = UserError if isinstance(error, OSError) else Damaged
     reason = str(error).split("\n")[0][:200]
-    return UserError(
+    return kind(
         f"checkpoint {path} is damaged ({reason}); move it away, so that an earlier one is taken"
     )
 

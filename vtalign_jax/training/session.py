@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vtalign_jax import remote
+from vtalign_jax import json_files, remote
 from vtalign_jax.config import Config, TrainConfig, to_dict
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.report.page import FILE as REPORT
@@ -24,8 +24,10 @@ from vtalign_jax.training.checkpoint import (
 from vtalign_jax.training.early_stop import EarlyStop
 from vtalign_jax.training.metrics import MetricsWriter, Progress, StepRows
 from vtalign_jax.training.run_report import RunReport
+from vtalign_jax.training.set_aside import set_damaged_aside
 from vtalign_jax.training.state import TrainState
 
+_EXTRA_KINDS = {"config": dict, "fingerprints": dict, "early_stop": dict}
 _UPLOAD_SECONDS = 60.0  # at most so often between saves do metrics go to a bucket
 
 
@@ -53,7 +55,9 @@ def find_standing(
     newest = max(finished_steps(f"{workdir}/{FOLDER}"), default=None)
     if newest is None:
         return None
-    extra = read_extra(f"{workdir}/{FOLDER}/{newest}")
+    file = f"{workdir}/{FOLDER}/{newest}"
+    extra = read_extra(file)
+    json_files.require(extra, _EXTRA_KINDS, file, "use another checkpoint")
     manifest.check_resume(extra, config, fingerprints, workdir)
     return Standing(newest, EarlyStop.from_json(extra["early_stop"]))
 
@@ -122,6 +126,9 @@ class Session:
         self._epoch_steps, self._clips, self._is_quiet = epoch_steps, dict(clips), is_quiet
         self.total_steps = epoch_steps * config.train.epochs
         with _writable(workdir):
+            for line in set_damaged_aside(f"{workdir}/{FOLDER}"):
+                if jax.process_index() == 0:
+                    print(line, flush=True)
             found = find_standing(workdir, config, fingerprints)
         if found is not None:
             self.step, self.early = found

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vtalign_jax import remote
+from vtalign_jax import json_files, remote
 from vtalign_jax.config import Config, resolve
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import converted, embedding_files, peft
@@ -75,6 +75,8 @@ def load_trained(path: str | Path, base: str = "", *, needs_hugging_face: bool =
         return _load_export(remote.fetch(given), f"export {given}", base, wanted)
     folder, source = checkpoint.find_checkpoint(path)
     extra = checkpoint.read_extra(folder)
+    kinds = {"config": dict, "fingerprints.base": str}
+    json_files.require(extra, kinds, folder, "use another checkpoint")
     config = resolve(extra["config"])
     facts = {
         "step": int(folder.name) if folder.name.isdigit() else None,

@@ -6,9 +6,10 @@ bounded (clips, queries, points of a line, rows of a table), so that the page st
 """
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def write_report(workdir: str | epath.Path, out: str = "", dataset: str = "") ->
     """
     run = read_run(workdir)
     path = remote.path(out) if out else run.workdir / FILE
-    _write(path, render("report.html.j2", report_context(run, dataset)))
+    with _drawn(workdir):
+        page = render("report.html.j2", report_context(run, dataset))
+    _write(path, page)
     return path
 
 
@@ -65,7 +68,9 @@ def write_comparison(workdirs: Sequence[str | epath.Path], out: str = "") -> epa
         )
     runs = _told_apart([read_run(workdir) for workdir in workdirs])
     path = remote.path(out or COMPARISON)
-    _write(path, render("comparison.html.j2", comparison_context(runs)))
+    with _drawn(", ".join(map(str, workdirs))):
+        page = render("comparison.html.j2", comparison_context(runs))
+    _write(path, page)
     return path
 
 
@@ -131,6 +136,17 @@ def render(template: str, context: dict[str, Any]) -> str:
         "track": grounding,
     }
     return environment.get_template(template).render(own | context)
+
+
+@contextlib.contextmanager
+def _drawn(workdirs: object) -> Iterator[None]:
+    """Turn what values that no run writes lead to into the user's error."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"cannot draw {workdirs}: its files hold what no run writes ({error}); put copies back"
+        ) from error
 
 
 def _write(path: epath.Path, page: str) -> None:

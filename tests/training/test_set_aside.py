@@ -1,0 +1,117 @@
+"""A damaged checkpoint is found, moved away and said; the run goes on from the one before."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.test_session import CLIPS, EPOCH_STEPS, fresh_state, open_session
+from vtalign_jax.errors import UserError
+from vtalign_jax.training.checkpoint import METRIC, Checkpoints, read_metrics, read_state
+from vtalign_jax.training.set_aside import set_damaged_aside
+
+assert EPOCH_STEPS
+assert CLIPS
+
+
+def _save(folder, steps=(1, 2)):
+    checkpoints = Checkpoints(folder, keep_best=2, keep_latest=2)
+    for step in steps:
+        state = {"params": {"w": jnp.arange(4096, dtype=jnp.float32) * step}}
+        checkpoints.save(step, state, {"n": step}, {METRIC: step / 10})
+    checkpoints.wait()
+    checkpoints.close()
+    return folder
+
+
+def _files(path):
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def test_every_flipped_byte_of_the_arrays_is_found_or_changes_nothing(tmp_path):
+    path = _save(tmp_path / "checkpoints", [1]) / "1"
+    wanted = {"params": {"w": jnp.zeros(4096)}}
+    expected, found = np.arange(4096, dtype=np.float32), 0
+    rng = np.random.default_rng(0)
+    for file in _files(path / "state"):
+        sound = file.read_bytes()
+        for place in rng.integers(0, len(sound), 6) if sound else ():
+            damaged = bytearray(sound)
+            damaged[place] ^= 1 << rng.integers(8)
+            file.write_bytes(damaged)
+            try:
+                read = read_state(path, wanted)["params"]["w"]
+            except UserError:
+                found += 1
+                continue
+            np.testing.assert_array_equal(read, expected)
+        file.write_bytes(sound)
+    assert found
+
+
+def _flip(path):
+    """Flip a byte in the largest file of the arrays."""
+    file = max(_files(path / "state"), key=lambda file: file.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_the_run_goes_on_from_the_checkpoint_before(tmp_path, capsys):
+    session, config = open_session(tmp_path)
+    state = session.start(fresh_state(config))
+    session.save(1, state)
+    session.save(2, state._replace(step=state.step + 2), {METRIC: 0.5})
+    session.save(3, state._replace(step=state.step + 3))
+    session.close()
+    _flip(tmp_path / "checkpoints" / "3")
+    capsys.readouterr()
+    session, config = open_session(tmp_path)
+    said = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert len(said) == 1
+    assert said[0].startswith(f"warning: checkpoint {tmp_path}/checkpoints/3 is damaged")
+    assert said[0].endswith(f"it now lies in {tmp_path}/damaged")
+    assert session.step == 2
+    state = session.start(fresh_state(config))
+    assert int(state.step) == 2
+    session.save(3, state)  # its place is free
+    session.close()
+    assert (tmp_path / "damaged" / "3").is_dir()
+    assert set_damaged_aside(tmp_path / "checkpoints") == []
+
+
+def test_damaged_json_of_an_older_one_is_found_too(tmp_path):
+    folder = _save(tmp_path / "checkpoints")
+    file = folder / "1" / "metrics" / "metrics"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {METRIC: 0.9}))
+    with pytest.raises(UserError, match="is not what was saved"):
+        read_metrics(folder / "1")
+    said = set_damaged_aside(folder)
+    assert len(said) == 1
+    assert "metrics is not what was saved" in said[0]
+    assert [path.name for path in folder.iterdir() if path.name.isdigit()] == ["2"]
+
+
+def test_without_a_sound_one_nothing_is_moved(tmp_path):
+    folder = _save(tmp_path / "checkpoints", [1])
+    _flip(folder / "1")
+    with pytest.raises(UserError, match="no other one is left: put a copy back"):
+        set_damaged_aside(folder)
+    assert (folder / "1").is_dir()
+
+
+def test_nan_in_what_was_saved_is_no_state_to_go_on_from(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    state = {"opt_state": {"mu": jnp.array([0.0, jnp.nan])}}
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    with pytest.raises(UserError, match="opt_state/mu is not finite"):
+        read_state(checkpoints.path(1), state)
+    checkpoints.close()
+
+
+def test_checkpoints_of_before_checksums_are_read(tmp_path):
+    folder = _save(tmp_path / "checkpoints", [1])
+    (folder / "1" / "extra" / "metadata").write_text(json.dumps({"n": 1}))
+    assert set_damaged_aside(folder) == []

@@ -1,0 +1,77 @@
+"""Checkpoints that do not hold what was saved: found when a run goes on, and moved away."""
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from vtalign_jax import remote
+from vtalign_jax.errors import UserError
+from vtalign_jax.training.checkpoint import (
+    finished_steps,
+    read_extra,
+    read_metrics,
+    read_state,
+    stored_leaves,
+)
+from vtalign_jax.training.soundness import Damaged
+
+ASIDE = "damaged"  # beside `checkpoints`, inside a workdir
+
+
+def set_damaged_aside(folder: str | epath.Path) -> list[str]:
+    """Move checkpoints that do not hold what was saved out of the way; every process calls it.
+
+    The JSON of all is looked at, the arrays only of the newest, from which a run goes on.
+
+    Args:
+      folder: `<workdir>/checkpoints`.
+
+    Returns:
+      a line for each.
+
+    Raises:
+      UserError: none is sound, or one cannot be read.
+    """
+    folder, said = remote.absolute(remote.path(folder)), []
+    steps = sorted(finished_steps(folder), reverse=True)
+    sound = None
+    for step in steps:
+        wrong = _agreed(_what_is_wrong(folder / str(step), whole=sound is None))
+        if not wrong:
+            sound = step if sound is None else sound
+            continue
+        if sound is None and step == steps[-1]:
+            raise UserError(
+                f"{wrong}; no other one is left: put a copy back, or start a new workdir"
+            )
+        said.append(f"warning: {wrong}; it now lies in {folder.parent / ASIDE}")
+        if jax.process_index() == 0:
+            aside = folder.parent / ASIDE / str(step)
+            if aside.exists():
+                aside.rmtree()
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            (folder / str(step)).rename(aside)
+        multihost_utils.sync_global_devices(f"checkpoint {step} is out of the way")
+    return said
+
+
+def _what_is_wrong(path: epath.Path, *, whole: bool) -> str:
+    """Return how a checkpoint is damaged, "" if it is not."""
+    try:
+        read_extra(path)
+        read_metrics(path)
+        if whole:
+            read_state(path, stored_leaves(path, ocp.PyTreeCheckpointHandler()))
+    except Damaged as error:
+        return str(error).split(";")[0]
+    return ""
+
+
+def _agreed(wrong: str) -> str:
+    """Return the first process's answer, on all of them."""
+    if jax.process_count() == 1:
+        return wrong
+    encoded = np.frombuffer(wrong.encode()[:400].ljust(400), np.uint8)
+    return multihost_utils.broadcast_one_to_all(encoded).tobytes().decode(errors="replace").strip()
