@@ -1,17 +1,12 @@
 """Every flag and field in the README, on the pages and in the scripts is one that exists."""
 
-import concurrent.futures
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
+from tests.commands import ROOT, run_apart
 from vtalign_jax.config import default_config
 
-ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += sorted((ROOT / "launch").glob("*.sh"))
 COMMAND = re.compile(r"\bpython (launch/\w+\.py)([^\n`|]*)")
@@ -41,17 +36,12 @@ DOCUMENTED = [
 @pytest.fixture(scope="module")
 def flags() -> dict[str, set[str]]:
     """The flags of each command, as its `--helpfull` lists them."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def names(command: str) -> set[str]:
-        call = [sys.executable, command, "--helpfull"]
-        done = subprocess.run(
-            call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-        )
-        return {name for _, name in re.findall(r"--(\[no\])?(\w+)", done.stdout)}
+        printed = run_apart(command, "--helpfull").stdout
+        return {name for _, name in re.findall(r"--(\[no\])?(\w+)", printed)}
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return dict(zip(COMMANDS, pool.map(names, COMMANDS), strict=True))
+    return {command: names(command) for command in COMMANDS}
 
 
 def test_the_commands_are_found():
