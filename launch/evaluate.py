@@ -7,7 +7,7 @@ r"""Evaluate: how well a checkpoint's clips find their texts, beside chance and 
 --dataset one dataset or several, comma-separated. With --parent_text each text is shown with its
 parent's, and two equal names below different parents are two texts. What the run read from a
 feature cache is read from there again, unless --dataset or merged weights are given;
---feature_cache says else.
+--feature_cache says else. --report draws a page of it, with recall, similarity, gallery and map.
 
 --probe needs no checkpoint: it scores the frozen base by decoder block and pooling, in one pass
 over the clips, and says which settings to train with.
@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,8 @@ from vtalign_jax.config import Config, MeshConfig, TuneConfig
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation import probe
 from vtalign_jax.evaluation.embed import Evaluator
+from vtalign_jax.evaluation.report import page
+from vtalign_jax.evaluation.report.sample import Sample
 from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.evaluation.table import format_table
 from vtalign_jax.feature_cache import keys as feature_cache
@@ -66,6 +69,7 @@ _FEATURES = flags.DEFINE_string(
 _PROBE = flags.DEFINE_bool(
     "probe", False, "score the base alone by decoder block and pooling, before any training"
 )
+_REPORT = flags.DEFINE_string("report", "", "HTML file to draw the evaluation in")
 _JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON instead of a table")
 
 
@@ -78,9 +82,10 @@ def main() -> None:
         raise UserError("--checkpoint is missing; see --help")
     # With --json nothing else stands on standard output.
     with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
-        facts, rows = _evaluate()
+        facts, rows, make_sample = _evaluate()
     if jax.process_index() != 0:
         return
+    out = sys.stderr if _JSON.value else sys.stdout
     if _JSON.value:
         found = {name: row.to_json() for name, row in rows.items()}
         parts = {"rows": "metrics", "intervals": "intervals", "groups": "groups"}
@@ -94,11 +99,13 @@ def main() -> None:
         texts = "texts with their parent's" if facts["parent_text"] else "texts"
         print(f"{name}: {found['clips']:,} clips, {found['texts']:,} distinct {texts}")
         print(format_table(rows))
-    print(f"next: {_next_command()}", file=sys.stderr if _JSON.value else sys.stdout)
+    if _REPORT.value:
+        print(f"report: {_draw(facts, rows, make_sample())}", file=out)
+    print(f"next: {_next_command()}", file=out)
 
 
-def _evaluate() -> tuple[dict[str, Any], dict[str, Evaluation]]:
-    """Return what was evaluated, on what, and what was found by row of the table."""
+def _evaluate() -> tuple[dict[str, Any], dict[str, Evaluation], Callable[[], Sample]]:
+    """Return what was evaluated, on what, and what `_scores` returns."""
     is_primary = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_primary else lambda line: None
     trained = load_trained(_CHECKPOINT.value, _BASE.value)
@@ -123,14 +130,14 @@ def _evaluate() -> tuple[dict[str, Any], dict[str, Evaluation]]:
         "split": split.name,
         "parent_text": config.data.eval_parent_text,
     }
-    return facts, _scores(trained, config, split, mesh, say)
+    return facts, *_scores(trained, config, split, mesh, say)
 
 
 def _main_of_probe() -> None:
-    if _CHECKPOINT.value or _FEATURES.value:
+    if _CHECKPOINT.value or _FEATURES.value or _REPORT.value:
         raise UserError(
-            "--probe looks at frames and the base alone: leave --checkpoint and --feature_cache "
-            "out, and name the base with --base"
+            "--probe looks at frames and the base alone: leave --checkpoint, --feature_cache and "
+            "--report out, and name the base with --base"
         )
     with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
         config, blocks, chance, found = _probe()
@@ -213,8 +220,8 @@ def _scores(
     split: ClipSplit,
     mesh: jax.sharding.Mesh,
     say: Callable[[str], None],
-) -> dict[str, Evaluation]:
-    """Return what was found by row of the table."""
+) -> tuple[dict[str, Evaluation], Callable[[], Sample]]:
+    """Return what was found by row of the table, and what makes the checkpoint's sample."""
     assembly = trained.assembly
     tokenizer = ClipTokenizer(assembly.directory)
     evaluator = Evaluator(assembly.bind, mesh, split, tokenizer, config, say)
@@ -227,7 +234,21 @@ def _scores(
         say(f"evaluating the base, then the checkpoint, on {len(split):,} clips: compiling first")
         rows["zero_shot"], _ = evaluator.score_untrained(untrained, frozen)
     params = jax.device_put(trained.params, NamedSharding(mesh, sharding.WHOLE))
-    return rows | {"checkpoint": evaluator.score(params, frozen)}
+    found = evaluator.embeddings(params, frozen)
+    rows["checkpoint"] = evaluator.evaluated(found.z_video, found.z_text)
+    return rows, functools.partial(evaluator.sample, found, trained.facts.get("step") or 0)
+
+
+def _draw(facts: dict[str, Any], rows: dict[str, Evaluation], sample: Sample) -> epath.Path:
+    """Draw the page of --report; return where it is."""
+    about = {
+        "checkpoint": facts["source"],
+        "dataset": facts["dataset"],
+        "split": facts["split"],
+        "texts": "with their parent's" if facts["parent_text"] else "",
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    return page.write_evaluation(_REPORT.value, facts["dataset"], about, rows, sample)
 
 
 def _next_command() -> str:

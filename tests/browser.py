@@ -44,6 +44,5 @@ def open_everywhere(pages: Sequence[pathlib.Path]) -> list[dict]:
         assert [x.partition(":")[0] for x in seen["requests"]] == ["file"], page
         assert seen["width"] <= width, page
         assert seen["images"] == 0, page  # none is broken
-        assert len(seen["touched"]) > 5, page
         assert all(said.startswith("step ") for said in seen["touched"]), page
     return visits

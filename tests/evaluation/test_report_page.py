@@ -35,7 +35,12 @@ def pages(runs):
     written = {name: page.write_report(workdir) for name, workdir in runs.items()}
     both = [runs["ordinary"], runs["hostile"]]
     compared = page.write_comparison(both, str(runs["ordinary"] / "comparison.html"))
-    return written | {"comparison": compared}
+    hostile = read_run(runs["hostile"])
+    rows = {"chance": hostile.reference("chance"), "checkpoint": hostile.best}
+    about = dict.fromkeys(("checkpoint", "dataset", "command"), HOSTILE[0])
+    out = str(runs["ordinary"] / "evaluation.html")
+    evaluated = page.write_evaluation(out, HOSTILE[1], about, rows, hostile.sample)
+    return written | {"comparison": compared, "evaluation": evaluated}
 
 
 class Reader(html.parser.HTMLParser):
@@ -82,13 +87,15 @@ def test_names_are_shown_as_they_are_and_never_as_markup(pages):
 
 def test_a_browser_opens_every_page_without_a_complaint_or_a_request(pages):
     visits = iter(open_everywhere(list(pages.values())))
+    others = {
+        "comparison": ["figures", "curves", "differences"],
+        "evaluation": ["summary", "recall", "similarity", "gallery", "map"],
+    }
     for name in pages:
         for seen in itertools.islice(visits, len(WIDTHS)):
             assert seen["title"] != "owned"
-            is_compared = name == "comparison"
-            assert seen["ids"] == (
-                ["figures", "curves", "differences"] if is_compared else SECTIONS
-            )
+            assert seen["ids"] == others.get(name, SECTIONS)
+            assert (len(seen["touched"]) > 5) is (name != "evaluation")  # charts
 
 
 def test_figures_stand_on_the_page(pages):
@@ -113,7 +120,7 @@ def test_a_run_killed_in_its_first_evaluation_is_drawn(tmp_path):
     first = (workdir / "evaluations.jsonl").read_text().splitlines(keepends=True)[0]
     (workdir / "metrics.jsonl").write_text("")
     (workdir / "evaluations.jsonl").write_text(first)  # of chance alone
-    assert "40 validation clips, 4 distinct texts" in page.write_report(workdir).read_text()
+    assert "40 clips, 4 distinct texts" in page.write_report(workdir).read_text()
     write_rows(workdir / "evaluations.jsonl", [json.loads(first) | {"metrics": {"recall@1": 0.1}}])
     assert Reader(page.write_report(workdir).read_text()).ids == SECTIONS
 

@@ -68,8 +68,10 @@ def workdir(tmp_path_factory):
     return folder / "run"
 
 
-def test_table_has_chance_zero_shot_and_the_best_checkpoint(workdir):
-    done = _evaluate(f"--checkpoint={workdir}")
+def test_table_has_chance_zero_shot_and_the_best_checkpoint(workdir, tmp_path):
+    """So has the page, if one is asked for."""
+    page = tmp_path / "evaluation.html"
+    done = _evaluate(f"--checkpoint={workdir}", f"--report={page}")
     assert done.returncode == 0, done.stderr
     assert f"checkpoints/20 (the best of {workdir}" in done.stdout
     lines = done.stdout.splitlines()
@@ -79,6 +81,12 @@ def test_table_has_chance_zero_shot_and_the_best_checkpoint(workdir):
         for line in lines[start : start + 3]
     ] == ["chance", "zero_shot", "checkpoint"]
     assert "16 clips, 4 distinct texts" in done.stdout
+    assert lines[-2] == f"report: {page}"
+    drawn = page.read_text()
+    assert "16 clips, 4 distinct texts" in drawn
+    assert "after step 20" in drawn
+    assert f"--report={page}" in drawn
+    assert drawn.count("image/jpeg;base64") >= 8
     assert lines[-1] == f"next: python launch/export.py --checkpoint={workdir} --format=peft"
 
 
@@ -149,7 +157,10 @@ def test_the_base_alone_is_probed_by_block_and_pooling(workdir):
     ("arguments", "expected"),
     [
         ([], "--checkpoint is missing"),
-        (["--probe", "--checkpoint={workdir}"], "leave --checkpoint and --feature_cache out"),
+        (
+            ["--probe", "--checkpoint={workdir}"],
+            "leave --checkpoint, --feature_cache and --report out",
+        ),
         (["--checkpoint=runs/absent"], "no such checkpoint or workdir runs/absent"),
         (["--checkpoint={workdir}", "--dataset=absent"], "no dataset in absent"),
     ],

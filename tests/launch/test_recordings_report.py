@@ -46,7 +46,7 @@ def test_it_opens_from_disk_on_a_desktop_and_on_a_phone(workdir):
     for seen in visits:
         assert seen["ids"] == SECTIONS
         assert "after step 15" in seen["text"]
-        assert "48 validation clips, 24 distinct texts" in seen["text"]
+        assert "48 clips, 24 distinct texts" in seen["text"]
         assert "Make the sign for" in seen["text"].split("Gallery")[-1]
         assert "left out" not in seen["text"].split("Gallery")[-1].split("Embedding map")[0]
     assert page.read_text().count("image/jpeg;base64") >= 8  # frames of the queries

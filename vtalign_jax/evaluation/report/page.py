@@ -1,4 +1,4 @@
-"""`report.html`: a run on one page that needs nothing else, and several runs side by side.
+"""`report.html`: a run on one page that needs nothing else; several side by side; an evaluation.
 
 Jinja2 escapes every value; pictures are data URIs; the page's policy (Content-Security-Policy)
 allows no request at all and no script but the one written here, by its hash. What is drawn is
@@ -9,7 +9,7 @@ import base64
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.report import charts, grounding, pictures, tables
 from vtalign_jax.evaluation.report.curves import compared_curves, mask_curves, run_curves
 from vtalign_jax.evaluation.report.gallery import FRAMES, KINDS, Gallery, make_gallery
-from vtalign_jax.evaluation.report.run import Run, read_run
+from vtalign_jax.evaluation.report.run import Run, Scores, read_run
+from vtalign_jax.evaluation.report.sample import Sample
+from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.training.manifest import flat
 
 FILE, COMPARISON = "report.html", "comparison.html"
@@ -74,23 +76,72 @@ def write_comparison(workdirs: Sequence[str | epath.Path], out: str = "") -> epa
     return path
 
 
+def write_evaluation(
+    out: str, title: str, about: Mapping[str, str], rows: Mapping[str, Evaluation], sample: Sample
+) -> epath.Path:
+    """Write the page of one evaluation, of any checkpoint on any dataset; return where.
+
+    Args:
+      out: a file.
+      title: of the page.
+      about: what was evaluated; its "dataset" is where frames are read, its "command" what draws
+        the page again.
+      rows: "chance", "zero_shot" unless there is none, and "checkpoint".
+      sample: of the checkpoint's evaluation.
+
+    Raises:
+      UserError: the page cannot be written.
+    """
+    path = remote.path(out)
+    _write(path, render("evaluation.html.j2", evaluation_context(title, about, rows, sample)))
+    return path
+
+
 def report_context(run: Run, dataset: str = "") -> dict[str, Any]:
     """Return what the template of one run shows; `dataset` as in `write_report`."""
-    sample, before = run.sample, run.config.get("data", {}).get("dir", "")
-    gallery = make_gallery(sample, dataset or str(before)) if sample is not None else None
+    before = run.config.get("data", {}).get("dir", "")
     return {
         "run": run,
-        "tiles": _tiles(run),
+        "tiles": [*_recall_tiles(run.best, run.reference), *_progress_tiles(run)],
         "facts": tables.run_facts(run),
         "fields": sorted(flat(run.config).items()),
         "charts": run_curves(run),
-        "recall": tables.recall_tables(run),
+        "recall": tables.recall_tables(tables.shown_evaluations(run)),
         "groups": tables.group_tables(run.best),
-        "counts": _counts(run),
+        "counts": _counts(run.evaluations),
         "mask": tables.mask_table(run),
         "mask_charts": mask_curves(run),
         "confused": tables.confused(run),
+        "timelines": grounding.timelines(run.grounding),
+        "open_videos": _OPEN,
+        "exports": tables.export_table(run),
+        **_sample_context(run.sample, dataset or str(before)),
+    }
+
+
+def evaluation_context(
+    title: str, about: Mapping[str, str], rows: Mapping[str, Evaluation], sample: Sample
+) -> dict[str, Any]:
+    """Return what the template of one evaluation shows; arguments as in `write_evaluation`."""
+    shown = [(name.replace("_", "-"), "", found) for name, found in rows.items()]
+    return {
+        "title": title,
+        "command": about["command"],
+        "tiles": _recall_tiles(rows["checkpoint"], rows.get),
+        "facts": [(name, value) for name, value in about.items() if value],
+        "recall": tables.recall_tables(shown),
+        "groups": tables.group_tables(rows["checkpoint"]),
+        "counts": _counts(rows.values()),
+        **_sample_context(sample, about["dataset"]),
+    }
+
+
+def _sample_context(sample: Sample | None, dataset: str) -> dict[str, Any]:
+    """Return what is shown of a sample; `dataset` is where its frames are."""
+    gallery = make_gallery(sample, dataset) if sample is not None else None
+    return {
         "sample": sample,
+        "when": f"after step {sample.step:,}" if sample else "",
         "heat": pictures.heat_map(sample) if sample else None,
         "colours": pictures.COLOURS,
         "lowest": pictures.LOW,
@@ -98,9 +149,6 @@ def report_context(run: Run, dataset: str = "") -> dict[str, Any]:
         "strip_frames": FRAMES,
         "directions": _directions(gallery),
         "plane": pictures.plane(sample) if sample else None,
-        "timelines": grounding.timelines(run.grounding),
-        "open_videos": _OPEN,
-        "exports": tables.export_table(run),
     }
 
 
@@ -154,12 +202,20 @@ def _write(path: epath.Path, page: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         remote.write_bytes(path, page.encode("utf-8", errors="replace"))  # lone surrogates of names
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error}; name another file as --out") from None
+        raise UserError(f"cannot write {path}: {error}; name another file") from None
 
 
-def _tiles(run: Run) -> list[tuple[str, str, str]]:
-    """Return the few figures that a reader looks for first: (figure, what it is, beside it)."""
-    best, tiles = run.best, []
+def _recall_tiles(
+    best: Scores | Evaluation | None,
+    reference: Callable[[str], Scores | Evaluation | None],
+) -> list[tuple[str, str, str]]:
+    """Return the few figures that a reader looks for first: (figure, what it is, beside it).
+
+    Args:
+      best: of the checkpoint shown.
+      reference: "chance" or "zero_shot" -> what they score, None where nothing says it.
+    """
+    tiles = []
     if best is not None:
         for name, title in (("recall@5", "Recall@5"), ("recall@1", "Recall@1")):
             value, interval = best.metrics.get(name), best.intervals.get(name)
@@ -167,21 +223,28 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
                 between = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "both ways"
                 tiles.append((f"{value:.3f}", title, between))
     for row, title in (("zero_shot", "R@5, base alone"), ("chance", "R@5, chance")):
-        found = run.reference(row)
+        found = reference(row)
         value = found.metrics.get("recall@5") if found else None
         if value is not None:
             tiles.append((f"{value:.3f}", title, "before training"))
+    return tiles
+
+
+def _progress_tiles(run: Run) -> list[tuple[str, str, str]]:
+    """Return how far a run has come and how fast, likewise."""
+    tiles = [
+        (f"{run.last_step:,}", "steps", f"best at {run.best.step:,}" if run.best else ""),
+    ]
     speeds = [row["train/pairs_per_second"] for row in run.rows if "train/pairs_per_second" in row]
-    tiles.append((f"{run.last_step:,}", "steps", f"best at {best.step:,}" if best else ""))
     if speeds:
         middle = sorted(speeds)[len(speeds) // 2]
         tiles.append((f"{middle:,.0f}", "pairs a second", "median"))
     return tiles
 
 
-def _counts(run: Run) -> tuple[float, float] | None:
+def _counts(evaluations: Iterable[Scores | Evaluation]) -> tuple[float, float] | None:
     """Return how many clips and distinct texts were evaluated, None where nothing says it."""
-    for each in run.evaluations:
+    for each in evaluations:
         clips, texts = (each.metrics.get(name) for name in ("clips", "texts"))
         if clips and texts:
             return clips, texts

@@ -17,6 +17,7 @@ from vtalign_jax.evaluation.columns import (
     heading,
 )
 from vtalign_jax.evaluation.report.run import Run, Scores, finite
+from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.evaluation.retrieval import REPEATED_AT
 from vtalign_jax.interop import certificate
 from vtalign_jax.objectives import negatives
@@ -60,7 +61,7 @@ class Table(NamedTuple):
 
 
 def shown_evaluations(run: Run) -> list[tuple[str, str, Scores]]:
-    """Return (name, step, evaluation) of the recall table: chance and zero-shot first."""
+    """Return (name, step, evaluation) of a run's recall table: chance and zero-shot first."""
     rows = [("chance", "", run.reference("chance")), ("zero-shot", "", run.reference("zero_shot"))]
     untrained = next((e for e in run.evaluations if e.row == "val" and e.step == 0), None)
     rows.append(("before training", "step 0", untrained))
@@ -72,9 +73,12 @@ def shown_evaluations(run: Run) -> list[tuple[str, str, Scores]]:
     return [(name, step, found) for name, step, found in rows if found is not None]
 
 
-def recall_tables(run: Run) -> list[Table]:
-    """Return a table for each direction, then one of the figures beside recall."""
-    rows = shown_evaluations(run)
+def recall_tables(rows: Sequence[tuple[str, str, Scores | Evaluation]]) -> list[Table]:
+    """Return a table for each direction, then one of the figures beside recall.
+
+    Args:
+      rows: name, what stands small beside it, and what was found.
+    """
     tables = []
     for prefix, title in BLOCKS.items():
         if any(prefix + "recall@1" in each.metrics for _, _, each in rows):
@@ -91,7 +95,7 @@ def recall_tables(run: Run) -> list[Table]:
     return tables
 
 
-def group_tables(evaluation: Scores | None) -> list[Table]:
+def group_tables(evaluation: Scores | Evaluation | None) -> list[Table]:
     """Return recall by dataset, level and recording, as far as it was measured."""
     groups = {} if evaluation is None else evaluation.groups
     tables = []
@@ -271,7 +275,7 @@ def comparison_table(runs: Sequence[Run]) -> Table:
     return Table("", ["", *(run.name for run in runs)], rows)
 
 
-def _row(name: str, step: str, found: Scores, forms: dict[str, str]) -> tuple:
+def _row(name: str, step: str, found: Scores | Evaluation, forms: dict[str, str]) -> tuple:
     cells = [
         _cell(found.metrics.get(metric), form, metric, found.intervals.get(metric))
         for metric, form in forms.items()
