@@ -100,6 +100,7 @@ def test_a_browser_opens_every_page_without_a_complaint_or_a_request(pages):
 
 def test_figures_stand_on_the_page(pages):
     text = pages["ordinary"].read_text()
+    assert 'class="bad">UNVERIFIED<' in text
     for shown in ("0.750", "0.200 to 0.900", "UNVERIFIED", "passed", "1.0000000", "IoU 0.80"):
         assert shown in text, shown
     assert text.count('class="card"') >= 12

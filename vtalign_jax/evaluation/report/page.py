@@ -180,6 +180,7 @@ def render(template: str, context: dict[str, Any]) -> str:
         "style": markupsafe.Markup((_TEMPLATES / "page.css").read_text()),
         "script": markupsafe.Markup(script),
         "script_hash": digest,
+        "bad": (tables.FAILED, tables.UNVERIFIED, tables.UNKNOWN),
         "plot": charts,
         "track": grounding,
     }

@@ -29,6 +29,7 @@ _OTHERS = {  # metric: what it is called
     **{f"recall@{k}_repeated": f"{heading(f'recall@{k}')} of {REPEATED}" for k in REPEATED_AT},
     **CLUSTERS,
 }
+FAILED, UNVERIFIED, UNKNOWN = "FAILED", "UNVERIFIED", "certificate not understood"  # exports
 NOTHING = "\N{EN DASH}"  # in place of a figure
 _MOST_GROUPS, _MOST_CONFUSED = 60, 16
 _SHARES = ("pairs", "loss", "gradient")
@@ -187,7 +188,7 @@ def export_table(run: Run) -> Table | None:
         try:
             rows += _certified(name, found)
         except (KeyError, TypeError, ValueError, AttributeError):  # of another version, or damaged
-            rows.append((name, "certificate not understood", [Cell(NOTHING)] * 5))
+            rows.append((name, UNKNOWN, [Cell(NOTHING)] * 5))
     head = ["export", "lowest cosine of clips", "of texts", "largest error"]
     head += ["R@1, R@5 here → there", "with"]
     note = "Every embedding of the export beside the checkpoint's, on the files as written."
@@ -207,9 +208,9 @@ def _certified(name: str, found: dict[str, Any]) -> list[tuple[str, str, list[Ce
             else NOTHING,
             certificate.libraries(result),
         ]
-        verdict = "passed" if certificate.is_passed(result) else "FAILED"
+        verdict = "passed" if certificate.is_passed(result) else FAILED
         rows.append((name, verdict, list(map(Cell, figures))))
-    return rows or [(name, "UNVERIFIED", [Cell(NOTHING)] * 5)]
+    return rows or [(name, UNVERIFIED, [Cell(NOTHING)] * 5)]
 
 
 def run_facts(run: Run) -> list[tuple[str, str]]:
