@@ -29,7 +29,8 @@ def open_everywhere(pages: Sequence[pathlib.Path]) -> list[dict]:
     """Open pages at every width in one browser, check what holds of all; return what was seen.
 
     They say nothing on the console, ask for nothing but themselves, are no wider than the window
-    (wide tables scroll in their own boxes), show every picture, and their charts answer a pointer.
+    (wide tables scroll in their own boxes), show every picture, bars are as long as the shares that
+    they stand for, and charts answer a pointer.
 
     Args:
       pages: files.
@@ -44,5 +45,8 @@ def open_everywhere(pages: Sequence[pathlib.Path]) -> list[dict]:
         assert [x.partition(":")[0] for x in seen["requests"]] == ["file"], page
         assert seen["width"] <= width, page
         assert seen["images"] == 0, page  # none is broken
+        assert len(seen["bars"]) > 5, page
+        for share, whole, wide in seen["bars"]:
+            assert abs(wide - share * whole) < 0.1, page
         assert all(said.startswith("step ") for said in seen["touched"]), page
     return visits

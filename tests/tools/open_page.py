@@ -38,6 +38,10 @@ PROBE = """JSON.stringify({
   ids: [...document.querySelectorAll("[id]")].map((node) => node.id),
   images: [...document.images].filter((image) => !image.complete || !image.naturalWidth).length,
   scripts: document.scripts.length, text: document.body.innerText, title: document.title,
+  bars: [...document.querySelectorAll(".share")].filter((bar) => bar.offsetParent).map((bar) => {
+    const style = getComputedStyle(bar);
+    return ["--share", "--whole", "width"].map((name) => parseFloat(style.getPropertyValue(name)));
+  }),
   touched: [...document.querySelectorAll(".chart svg")].map((svg) => {
     const area = svg.getBoundingClientRect();
     svg.dispatchEvent(new PointerEvent("pointermove", {clientX: area.left + area.width / 2}));
