@@ -9,8 +9,9 @@ import subprocess
 import sys
 
 from tests.commands import environment
-from tests.hostile import guard
+from tests.hostile import command_guard, guard
 
+COMMANDS = "commands"  # the kind that are command lines, not files
 _HANGS = 60.0  # seconds without an answer, on a machine with other jobs
 
 
@@ -57,8 +58,8 @@ class Count:
 class Guarded:
     """The guarded process; started anew after an end that was not asked for."""
 
-    def __init__(self, seeds: pathlib.Path, work: pathlib.Path) -> None:
-        self._seeds, self._work, self._process = seeds, work, None
+    def __init__(self, seeds: pathlib.Path, work: pathlib.Path, script: str) -> None:
+        self._seeds, self._work, self._script, self._process = seeds, work, script, None
 
     def ask(self, kind: str, number: int) -> dict:
         """Return what became of an item."""
@@ -79,12 +80,11 @@ class Guarded:
         return said | {"outcome": "hung", "error": f"no answer in {_HANGS:g} s"}
 
     def _start(self) -> None:
-        script = pathlib.Path(guard.__file__)
         # glibc's arenas would hold on to what one item took.
         extra = {"PYTHONPATH": str(guard.ROOT), "MALLOC_ARENA_MAX": "2"}
         extra["XDG_CACHE_HOME"] = str(self._work)
         self._process = subprocess.Popen(
-            [sys.executable, str(script), str(self._seeds), str(self._work)],
+            [sys.executable, self._script, str(self._seeds), str(self._work)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -103,11 +103,14 @@ class Guarded:
 
 def run(seeds: pathlib.Path, work: pathlib.Path, items: dict[str, range]) -> Count:
     """Read all items of some kinds; return what became of them."""
-    count, guarded = Count(), Guarded(seeds, work)
+    count = Count()
+    files, lines = (Guarded(seeds, work, each.__file__) for each in (guard, command_guard))
     try:
         for kind, numbers in items.items():
+            guarded = lines if kind == COMMANDS else files
             for number in numbers:
                 count.add(guarded.ask(kind, number))
     finally:
-        guarded.close()
+        files.close()
+        lines.close()
     return count

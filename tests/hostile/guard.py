@@ -36,6 +36,7 @@ class Watch:
         readable = [*_SYSTEM, *python, str(ROOT), str(seeds), self._work]
         self._readable = tuple(os.path.realpath(path) for path in readable)
         self.item, self.seen = "", []
+        self.report = lambda line: self.seen.append(line)
         sys.addaudithook(self._look)
 
     def _look(self, event: str, arguments: tuple) -> None:
@@ -45,12 +46,13 @@ class Watch:
         mode, flags = arguments[1], arguments[2]
         writes = bool(flags & _WRITES) if isinstance(flags, int) else False
         writes = writes or (isinstance(mode, str) and set(mode) & set("wax+"))
-        roots = (self._work,) if writes and path != os.devnull else self._readable
+        is_own = path == os.devnull or path.startswith("/proc/")  # the process's name
+        roots = (self._work,) if writes and not is_own else self._readable
         if not any(path == root or path.startswith(f"{root}/") for root in roots):
-            self.seen.append(f"{path} ({'written' if writes else 'read'})")
+            self.report(f"{path} ({'written' if writes else 'read'})")
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.split(f"{name}:")[1].split()[0]) * 1024
 
@@ -69,7 +71,7 @@ def run_item(kind: str, number: int, seeds: pathlib.Path, work: pathlib.Path, wa
     said = {"kind": kind, "number": number, "file": str(file.relative_to(folder))}
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, begun = _resident("VmRSS"), time.process_time()
+    before, begun = resident("VmRSS"), time.process_time()
     watch.item, watch.seen = str(folder), []
     try:
         outcome = target.read(folder, file, rng)
@@ -78,10 +80,11 @@ def run_item(kind: str, number: int, seeds: pathlib.Path, work: pathlib.Path, wa
         said["message"] = str(error)[:400]
     except BaseException as error:
         outcome = "failed"
-        said["error"] = "".join(traceback.format_exception(error)[-6:])[-3000:]
+        places = "".join(traceback.format_tb(error.__traceback__)[-5:])[-2000:]
+        said["error"] = f"{places}{type(error).__name__}: {str(error)[:300]}"
     watch.item = ""
     said |= {"outcome": outcome, "seconds": time.process_time() - begun}
-    said["bytes"] = max(0, _resident("VmHWM") - before)
+    said["bytes"] = max(0, resident("VmHWM") - before)
     said["opened"] = watch.seen
     if outcome != "failed" and not watch.seen:
         shutil.rmtree(folder, ignore_errors=True)
@@ -113,7 +116,7 @@ def main() -> None:
     import tests.hostile.targets  # noqa: F401  (before the limits and the watch)
 
     watch = Watch(work, seeds)
-    soft = _resident("VmData") + 2 * MOST_BYTES
+    soft = resident("VmData") + 2 * MOST_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (soft, soft))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:

@@ -186,7 +186,9 @@ def mutate_arguments(rng: random.Random, arguments: list[str]) -> list[str]:
     arguments = list(arguments)
     for _ in range(rng.choice([1, 1, 2, 3])):
         at, way = rng.randrange(len(arguments) + 1), rng.random()
-        value = str(nasty(rng)).replace("\x00", "").encode("utf-8", "replace").decode()[:3000]
+        value = str(nasty(rng)).encode("utf-8", "replace").decode()[:3000].replace("\x00", "")
+        # No network; and what a command line names is the user's own choice.
+        value = value.replace("gs://", "s3://").replace("/etc/", "/nothing/")
         flag = arguments[at % max(1, len(arguments))].split("=")[0] if arguments else "--out"
         if way < 0.3:
             arguments[at : at + 1] = [f"{flag}={value}"]

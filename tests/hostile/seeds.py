@@ -104,6 +104,8 @@ def _write_frames(folder: Path) -> None:
         ("v.webm", "libvpx"),
     ):
         write_video(folder / name, times, rate=10, codec=codec, width=64, height=48)
+    for uid in ("u1", "u2", "u3__c"):
+        (folder / f"{uid}.mp4").write_bytes((folder / "v.mp4").read_bytes())
     write_arrow(folder / "a.arrow", [base64.b64encode(picture(k)).decode() for k in range(8)])
     for kind in ("jpg", "png", "webp"):
         (folder / kind).mkdir()

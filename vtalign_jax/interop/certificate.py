@@ -22,6 +22,7 @@ from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.embedding_files import read_settings
 from vtalign_jax.interop.forms import FORMS, Form, read_json
 from vtalign_jax.interop.programs import refuse_programs
+from vtalign_jax.secret_words import redact
 
 INPUTS, TENSORS = "certificate.json", "certificate.safetensors"
 EMBEDDED = "embedded.safetensors"  # what a check script makes of held-out clips
@@ -298,7 +299,7 @@ def _run(command: list[str]) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise CheckFailed(said[-1])
+        raise CheckFailed(redact(said[-1]))
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -255,7 +255,7 @@ def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = F
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=handler)) as checkpointer:
             flat = checkpointer.restore(path, args=ocp.args.Composite(state=arguments))["state"]
-    except _LIBRARY as error:
+    except Exception as error:  # Orbax raises no narrower one for arrays that it cannot read
         raise _damaged(path, error) from error
     if wrong := problem({name: flat[name] for name in wanted}, _sums(path)):
         raise _damaged(path, wrong)
@@ -268,18 +268,19 @@ def stored_leaves(path: epath.Path, handler: ocp.PyTreeCheckpointHandler) -> dic
     try:
         stored = dict(handler.metadata(path / _STATE).tree)
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in stored.items()}
-    except _LIBRARY as error:
+    except Exception as error:  # as above
         raise _damaged(path, error) from error
 
 
-# What Orbax and TensorStore raise for files that are not theirs.
-_LIBRARY = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError)
-
-
 def _damaged(path: epath.Path, error: object) -> UserError:
-    kind = UserError if isinstance(error, OSError) else Damaged
-    reason = str(error).split("\n")[0][:200]
-    return kind(
+    """Return the error of a checkpoint that cannot be read.
+
+    What the file system or the devices refuse is no proof that the files are damaged.
+    """
+    root = getattr(error, "__cause__", None) or error
+    is_proof = not isinstance(root, OSError | MemoryError | jax.errors.JaxRuntimeError)
+    reason = str(root).split("\n")[0][:200]
+    return (Damaged if is_proof else UserError)(
         f"checkpoint {path} is damaged ({reason}); move it away, so that an earlier one is taken"
     )
 

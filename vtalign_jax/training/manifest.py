@@ -18,6 +18,7 @@ from vtalign_jax import config as config_lib
 from vtalign_jax import json_files, remote
 from vtalign_jax.config import Config
 from vtalign_jax.errors import UserError
+from vtalign_jax.secret_words import redact
 
 CONFIG, MANIFEST = "config.json", "manifest.json"  # inside a workdir
 
@@ -149,7 +150,7 @@ def describe_start(restored_step: int | None) -> dict[str, Any]:
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "restored_step": restored_step,
-        "command": [pathlib.Path(sys.executable).name, *sys.argv],
+        "command": [pathlib.Path(sys.executable).name, *map(redact, sys.argv)],
         "git": git_revision(),
         "versions": {"python": platform.python_version()} | _versions(),
         "devices": {

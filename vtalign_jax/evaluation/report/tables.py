@@ -22,6 +22,7 @@ from vtalign_jax.evaluation.retrieval import REPEATED_AT
 from vtalign_jax.interop import certificate
 from vtalign_jax.objectives import negatives
 from vtalign_jax.objectives.mask_report import PAIRED
+from vtalign_jax.secret_words import redact
 from vtalign_jax.training.manifest import flat
 
 _OTHERS = {  # metric: what it is called
@@ -231,7 +232,7 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
         if devices
         else "",
         "revision": _revision(git),
-        "command": " ".join(last.get("command") or []),
+        "command": redact(" ".join(last.get("command") or [])),
         "versions": ", ".join(f"{a} {b}" for a, b in (last.get("versions") or {}).items()),
         "seeds": ", ".join(f"{a} {b}" for a, b in (run.manifest.get("seeds") or {}).items()),
     }
