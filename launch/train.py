@@ -98,8 +98,8 @@ def main() -> None:
     evaluator = Evaluator(model.bind, mesh, val_split, tokenizer, config, _say)
     fingerprints = _fingerprints(model, config, train_split, val_split)
     clips = _clip_facts(train_split)
+    _check_processes(workdir, config, fingerprints)  # they look at its checkpoints together
     session = Session(workdir, config, fingerprints, epoch_steps, clips, is_quiet=_QUIET.value)
-    _check_processes(workdir, config, fingerprints)
     initial = FRESH if session.is_resumed else read_initial(config, model, _say)
     session.open()
     _say(f"loading the base from {model.directory}")

@@ -165,25 +165,30 @@ def test_a_killed_training_process_ends_the_other_and_the_run_goes_on(tmp, datas
 
 
 def test_a_mistake_in_one_process_ends_all_with_its_line(tmp, dataset):
-    """The second one was started with another learning rate."""
+    """The second one has another learning rate, and another workdir, that holds no checkpoint."""
     workdir = tmp / "differing"
+    saved = workdir / "0" / "checkpoints" / "5"
+    for folder in ("state", "extra"):
+        (saved / folder).mkdir(parents=True)
+    (saved / "extra" / "metadata").touch()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    run = [f"--config={CONFIG}", f"--config.data.dir={dataset}", f"--workdir={workdir}"]
+    run = [f"--config={CONFIG}", f"--config.data.dir={dataset}"]
     run += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     processes = [
         commands.start(
             "launch/train.py",
             *run,
             f"--process_id={number}",
+            f"--workdir={workdir}/{number}",
             f"--config.optim.learning_rate={1 + number}e-4",
         )
         for number in range(2)
     ]
     for code, output in finish(processes):
         assert code == 2, output
-        assert "error: the processes differ in --config" in output
-    assert not (workdir / "checkpoints").exists()
+        assert "error: the processes differ in --config and in --workdir" in output
+    assert not (workdir / "1" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(
