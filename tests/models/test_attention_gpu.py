@@ -1,4 +1,5 @@
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def test_what_cudnn_is_asked_for_is_attention(monkeypatch, shape, masked, causal
 
 
 @pytest.mark.parametrize(
-    ("dtype", "size", "cuda", "possible"),
+    ("dtype", "size", "cudnn", "possible"),
     [
         (jnp.bfloat16, 72, True, True),
         (jnp.float32, 72, True, False),
@@ -75,9 +76,20 @@ def test_what_cudnn_is_asked_for_is_attention(monkeypatch, shape, masked, causal
         (jnp.bfloat16, 64, False, False),
     ],
 )
-def test_cudnn_is_taken_for_what_it_computes_alone(monkeypatch, dtype, size, cuda, possible):
-    monkeypatch.setattr(attention_gpu, "_has_cuda", lambda: cuda)
+def test_cudnn_is_taken_for_what_it_computes_alone(monkeypatch, dtype, size, cudnn, possible):
+    monkeypatch.setattr(attention_gpu, "_has_cudnn", lambda: cudnn)
     assert attention_gpu.is_possible(jax.ShapeDtypeStruct((1, 4, 2, size), dtype)) is possible
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "has"),
+    [("cuda 12090", "7.5", False), ("cuda 12090", "8.0", True), ("cuda 13000", "12.0", True)],
+)
+def test_cudnn_has_flash_attention_from_ampere_on(monkeypatch, platform, capability, has):
+    card = types.SimpleNamespace(compute_capability=capability)
+    backend = types.SimpleNamespace(platform_version=platform, local_devices=lambda: [card])
+    monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: backend)
+    assert attention_gpu._has_cudnn() is has
 
 
 @pytest.mark.accelerator

@@ -8,12 +8,13 @@ from vtalign_jax.array_types import Array
 
 _DTYPES = (jnp.bfloat16, jnp.float16)  # cuDNN has no float32 flash attention
 _LARGEST_HEAD = 128
+_AMPERE = 8.0  # compute capability
 
 
 def is_possible(q: Array) -> bool:
     """Return whether cuDNN is at hand and takes queries of this shape and dtype."""
     size = q.shape[-1]
-    return q.dtype in _DTYPES and size % 8 == 0 and size <= _LARGEST_HEAD and _has_cuda()
+    return q.dtype in _DTYPES and size % 8 == 0 and size <= _LARGEST_HEAD and _has_cudnn()
 
 
 def attend(q: Array, k: Array, v: Array, key_mask: Array | None, *, causal: bool) -> Array:
@@ -53,5 +54,9 @@ def attend(q: Array, k: Array, v: Array, key_mask: Array | None, *, causal: bool
     return mixed[:, :length]
 
 
-def _has_cuda() -> bool:
-    return "cuda" in jax.extend.backend.get_backend().platform_version
+def _has_cudnn() -> bool:
+    """Return whether cuDNN has flash attention for the devices: NVIDIA's, of Ampere or later."""
+    backend = jax.extend.backend.get_backend()
+    if "cuda" not in backend.platform_version:
+        return False
+    return all(float(each.compute_capability) >= _AMPERE for each in backend.local_devices())
