@@ -6,13 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.test_session import CLIPS, EPOCH_STEPS, fresh_state, open_session
+from tests.training.test_session import fresh_state, open_session
 from vtalign_jax.errors import UserError
 from vtalign_jax.training.checkpoint import METRIC, Checkpoints, read_metrics, read_state
 from vtalign_jax.training.set_aside import set_damaged_aside
-
-assert EPOCH_STEPS
-assert CLIPS
 
 
 def _save(folder, steps=(1, 2)):
@@ -99,6 +96,16 @@ def test_without_a_sound_one_nothing_is_moved(tmp_path):
     with pytest.raises(UserError, match="no other one is left: put a copy back"):
         set_damaged_aside(folder)
     assert (folder / "1").is_dir()
+
+
+def test_what_the_system_refuses_to_open_is_not_moved(tmp_path):
+    folder = _save(tmp_path / "checkpoints")
+    file = max(_files(folder / "2" / "state"), key=lambda file: file.stat().st_size)
+    file.unlink()
+    file.symlink_to(file.name)  # opened, it is a loop
+    with pytest.raises(UserError, match=r"checkpoints/2 cannot be read .*; try again"):
+        set_damaged_aside(folder)
+    assert (folder / "2").is_dir()
 
 
 def test_nan_in_what_was_saved_is_no_state_to_go_on_from(tmp_path):

@@ -172,6 +172,17 @@ _EXTRA = ("extra", "metadata")
 _STATE = "state"
 _SUMS = "sums"  # key of `extra`: a checksum for each leaf
 _AGAIN = "copy the checkpoint again, or use another one"
+# Codes by which TensorStore, whose errors are all ValueErrors, says that it cannot get at a file.
+_REFUSALS = (
+    "ABORTED",
+    "CANCELLED",
+    "DEADLINE_EXCEEDED",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+    "UNKNOWN",
+)
 
 
 def read_extra(path: str | epath.Path) -> dict[str, Any]:
@@ -275,12 +286,17 @@ def stored_leaves(path: epath.Path, handler: ocp.PyTreeCheckpointHandler) -> dic
 def _damaged(path: epath.Path, error: object) -> UserError:
     """Return the error of a checkpoint that cannot be read.
 
-    What the file system or the devices refuse is no proof that the files are damaged.
+    What the file system, the network or the devices refuse is no proof that the files are damaged.
     """
     root = getattr(error, "__cause__", None) or error
-    is_proof = not isinstance(root, OSError | MemoryError | jax.errors.JaxRuntimeError)
     reason = str(root).split("\n")[0][:200]
-    return (Damaged if is_proof else UserError)(
+    is_refused = isinstance(root, OSError | MemoryError | jax.errors.JaxRuntimeError)
+    if is_refused or reason.startswith(_REFUSALS):
+        return UserError(
+            f"checkpoint {path} cannot be read ({reason}); try again, or move it away, so that an "
+            "earlier one is taken"
+        )
+    return Damaged(
         f"checkpoint {path} is damaged ({reason}); move it away, so that an earlier one is taken"
     )
 

@@ -36,7 +36,7 @@ def problem(leaves: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
         if not _is_whole(leaf):
             continue
         array = np.asarray(leaf)
-        if expected.get(name, _crc(array)) != _crc(array):
+        if name in expected and expected[name] != _crc(array):
             return f"{name} is not what was saved"
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return f"{name} is not finite"
@@ -55,7 +55,7 @@ def unsealed(values: dict[str, Any], where: object) -> dict[str, Any]:
       Damaged: it is another one.
     """
     plain = {name: value for name, value in values.items() if name != _SEAL}
-    if values.get(_SEAL, _json_crc(plain)) != _json_crc(plain):
+    if _SEAL in values and values[_SEAL] != _json_crc(plain):
         raise Damaged(f"{where} is not what was saved; copy the checkpoint again, or use another")
     return plain
 
