@@ -42,6 +42,7 @@ from vtalign_jax.interop.forms import SETTINGS
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.pipeline.dataset import ClipSplit, open_split
 from vtalign_jax.pipeline.mixture import describe
+from vtalign_jax.secret_words import redact
 from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.trained import Trained, load_trained
 
@@ -246,7 +247,7 @@ def _draw(facts: dict[str, Any], rows: dict[str, Evaluation], sample: Sample) ->
         "dataset": facts["dataset"],
         "split": facts["split"],
         "texts": "with their parent's" if facts["parent_text"] else "",
-        "command": shlex.join(["python", *sys.argv]),
+        "command": redact(shlex.join(["python", *sys.argv])),
     }
     return page.write_evaluation(_REPORT.value, facts["dataset"], about, rows, sample)
 
