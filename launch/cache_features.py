@@ -12,6 +12,7 @@ goes on, on any number of hosts, each of which writes its own files. Training an
 weights.
 """
 
+import contextlib
 import functools
 import math
 import shutil
@@ -22,7 +23,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from vtalign_jax import commandline, distributed, remote, sharding
+from vtalign_jax import commandline, distributed, locks, remote, sharding
 from vtalign_jax.config import Config, MeshConfig, resolve
 from vtalign_jax.errors import UserError
 from vtalign_jax.feature_cache import cost, write
@@ -89,11 +90,14 @@ def main() -> None:
         {"--config, --depth, --dtype, --shard_mb, data or base": repr([t[2:] for t in targets])}
     )
     distributed.check_shared(out, "--out")
-    if jax.process_index() == 0:
-        for target in targets:
-            write.begin(target, overwrite=_OVERWRITE.value)
-    multihost_utils.sync_global_devices("folders are there")
-    _write([t for t in targets if read_json(t.folder / INDEX) is None], model, tokenizer, config)
+    is_primary = jax.process_index() == 0
+    with locks.hold(out, "--out") if is_primary else contextlib.nullcontext():
+        if is_primary:
+            for target in targets:
+                write.begin(target, overwrite=_OVERWRITE.value)
+        multihost_utils.sync_global_devices("folders are there")
+        missing = [t for t in targets if read_json(t.folder / INDEX) is None]
+        _write(missing, model, tokenizer, config)
     _say(f"the features are in {out}")
     _say(
         f"next: python launch/train.py --config={flags.FLAGS['config'].config_filename} "

@@ -21,6 +21,7 @@ from etils import epath
 from data.dst_clips.write import (
     Listeners,
     Machines,
+    clear_remains,
     dataset_path,
     existing_fingerprint,
     write_dataset,
@@ -55,6 +56,8 @@ def main() -> None:
     report.print_asides(plan.asides)
     report.print_warnings(plan.warnings)
     if _is_done(plan, args.out, args.overwrite):
+        if not remote.is_remote(args.out):
+            clear_remains(args.out)
         print(f"{dataset_path(args.out)} holds exactly this already, nothing to do")
     else:
         _write(plan, args.out, args.max_skipped, machines)

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from etils import epath
 
 from data.dst_clips.dst_clips_dataset_builder import Builder
 from data.dst_clips.render import render_all
-from vtalign_jax import remote
+from vtalign_jax import locks, remote
 from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Plan
 from vtalign_jax.dst.records import SCHEMA, Job
@@ -105,9 +106,30 @@ def write_dataset(plan: Plan, out: str, machines: Machines, listeners: Listeners
       listeners: whom to tell.
 
     Raises:
-      UserError: a split without clips, Beam is wanted and absent, or what `check_skips` raises.
+      UserError: a split without clips, Beam is wanted and absent, another process writes there, or
+        what `check_skips` raises.
     """
-    final, staging = dataset_path(out), epath.Path(out) / f".{NAME}.incomplete"
+    with locks.hold(out, "--out"):
+        return _write_dataset(plan, out, machines, listeners)
+
+
+def clear_remains(out: str) -> None:
+    """Remove what a command left that was killed just after the dataset had got its name.
+
+    Raises:
+      UserError: another process writes there.
+    """
+    if (staging := _staging(out)).exists():
+        with locks.hold(out, "--out"):
+            shutil.rmtree(staging)
+
+
+def _staging(out: str) -> epath.Path:
+    return epath.Path(out) / f".{NAME}.incomplete"
+
+
+def _write_dataset(plan: Plan, out: str, machines: Machines, listeners: Listeners) -> Written:
+    final, staging = dataset_path(out), _staging(out)
     rendered = staging / "rendered"
     rendered.mkdir(parents=True, exist_ok=True)
     if reused := keep_reusable(str(rendered), _jobs(plan)):

@@ -20,6 +20,7 @@ from tests.examples import stored_examples
 from tests.index_video import constant_ticks, write_video
 from vtalign_jax.dst.plan import Settings, make_plan
 from vtalign_jax.errors import UserError
+from vtalign_jax.locks import LOCK
 from vtalign_jax.pipeline.dataset import open_split
 from vtalign_jax.processes import make_pool
 
@@ -142,7 +143,7 @@ def test_a_pool_and_a_beam_pipeline_write_the_same_records(plan, written, tmp_pa
     assert other.num_bytes == written.num_bytes
     described = [json.loads((made.path / "prepare.json").read_text()) for made in (other, written)]
     assert described[0] == described[1]
-    assert [path.name for path in tmp_path.iterdir()] == ["dst_clips"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "dst_clips"]
 
 
 def test_a_beam_pipeline_takes_options_and_refuses_like_the_pool(plan, tmp_path):
@@ -216,7 +217,7 @@ def test_what_a_killed_run_has_rendered_is_not_rendered_again(plan, tmp_path, mo
         "train": 14,
         "val": 7,
     }
-    assert [path.name for path in tmp_path.iterdir()] == ["dst_clips"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "dst_clips"]
 
 
 def test_a_part_that_lost_clips_or_was_damaged_is_rendered_again(plan, tmp_path):
@@ -250,7 +251,7 @@ def test_remains_of_a_killed_run_are_cleared_and_an_older_dataset_is_replaced(pl
     (replaced / "older").write_text("")
     _write(plan, tmp_path)
     assert existing_fingerprint(str(tmp_path)) == plan.fingerprint
-    assert [path.name for path in tmp_path.iterdir()] == ["dst_clips"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "dst_clips"]
     assert not (older / "old").exists()
 
 

@@ -265,6 +265,7 @@ def test_too_many_skips_fail_before_and_after_decoding_and_leave_no_dataset(mist
     assert "17 of 22 clips are skipped" in after
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".dst_clips.incomplete",  # what is rendered, for the next try
+        ".lock",
         "skipped.jsonl",
     ]
     assert _reasons(tmp_path) == REASONS

@@ -12,6 +12,7 @@ from tests.tiny_aligner import make_config
 from vtalign_jax import sharding
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.result import Evaluation
+from vtalign_jax.locks import LOCK
 from vtalign_jax.training import optim
 from vtalign_jax.training.checkpoint import read_extra
 from vtalign_jax.training.manifest import Fingerprints
@@ -180,7 +181,7 @@ def test_a_run_in_a_bucket_goes_on_after_a_kill_as_one_on_a_disk_does(tmp_path, 
     assert sum('"train/loss"' in line for line in local.splitlines()) == 6
     assert {name.split("/")[1] for name in there if name.startswith("checkpoints/")} == {"6"}
     files = {name for name in there if "/" not in name}
-    assert files == {p.name for p in tmp_path.iterdir() if p.is_file()}
+    assert files == {p.name for p in tmp_path.iterdir() if p.is_file()} - {LOCK}
     assert sum(name.startswith("tensorboard/") for name in there) == 2  # one a start
     starts = json.loads(bucket.read("runs/a/manifest.json"))["starts"]
     assert [start["restored_step"] for start in starts] == [None, 4]
@@ -198,4 +199,28 @@ def test_a_streak_of_lost_updates_between_two_log_lines_is_seen(tmp_path, longes
             session.log(5, metrics, {})
     else:
         session.log(5, metrics, {})
+    session.close()
+
+
+def test_a_second_session_of_one_workdir_is_refused_until_the_first_is_closed(tmp_path):
+    session, config = open_session(tmp_path)
+    session.start(fresh_state(config))
+    with pytest.raises(UserError, match="is being written by process"):
+        open_session(tmp_path)
+    session.close()
+    open_session(tmp_path)[0].start(fresh_state(config))
+
+
+def test_an_error_lets_the_save_under_way_end(tmp_path):
+    session, config = open_session(tmp_path)
+    state = session.start(fresh_state(config))
+
+    def fail_while_it_saves():
+        with session.settled():
+            session.save(1, state)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_while_it_saves()
+    assert (tmp_path / "checkpoints" / "1").exists()
     session.close()

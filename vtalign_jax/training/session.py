@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vtalign_jax import json_files, remote
+from vtalign_jax import json_files, locks, remote
 from vtalign_jax.config import Config, TrainConfig, to_dict
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.report.page import FILE as REPORT
@@ -105,7 +105,7 @@ class Session:
         *,
         is_quiet: bool = False,
     ):
-        """Look into the workdir and make sure that it holds this run; nothing is written yet.
+        """Take hold of the workdir and make sure that it holds this run; no file of it is written.
 
         Args:
           workdir: made if absent, on this machine or in a bucket.
@@ -117,8 +117,8 @@ class Session:
           is_quiet: whether lines of steps are left out.
 
         Raises:
-          UserError: the checkpoint belongs to a run with another configuration, base or dataset, or
-            the folder cannot be read.
+          UserError: the checkpoint belongs to a run with another configuration, base or dataset,
+            another training writes there, or the folder cannot be written.
         """
         self.step, self.is_resumed, self.early = 0, False, EarlyStop()
         self._workdir, self._config, self._fingerprints = workdir, config, fingerprints
@@ -126,6 +126,9 @@ class Session:
         self._epoch_steps, self._clips, self._is_quiet = epoch_steps, dict(clips), is_quiet
         self.total_steps = epoch_steps * config.train.epochs
         with _writable(workdir):
+            self._lock = contextlib.ExitStack()
+            if jax.process_index() == 0:
+                self._lock = locks.hold(workdir, "--workdir")
             for line in set_damaged_aside(f"{workdir}/{FOLDER}"):
                 if jax.process_index() == 0:
                     print(line, flush=True)
@@ -278,6 +281,20 @@ class Session:
         }
         self._checkpoints.save(done, state, extra, metrics)
 
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """Let a save that is under way end before an error ends the interpreter and its threads.
+
+        Not among several processes: a lost one would be waited for.
+        """
+        try:
+            yield
+        except Exception:
+            if jax.process_count() == 1:
+                with contextlib.suppress(Exception):  # the first error is the one to tell
+                    self._checkpoints.wait()
+            raise
+
     def is_over(self, done: int) -> bool:
         """Return whether the run has ended after this many steps, see `is_over`."""
         return is_over(Standing(done, self.early), self._config.train, self._epoch_steps)
@@ -310,3 +327,4 @@ class Session:
         if self._growing is not None:
             self._growing.close()
         self.progress.close()
+        self._lock.close()
