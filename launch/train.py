@@ -37,7 +37,7 @@ from vtalign_jax.pipeline.loader import Batches, make_loader, train_order
 from vtalign_jax.pipeline.mixture import describe, epoch_counts
 from vtalign_jax.pipeline.order import BatchOrder
 from vtalign_jax.pipeline.texts import cut_texts
-from vtalign_jax.training import manifest, optim, remat, trainable
+from vtalign_jax.training import compiled, manifest, optim, remat, trainable
 from vtalign_jax.training.assemble import Assembly, assemble, load
 from vtalign_jax.training.feed import Feed, compiling
 from vtalign_jax.training.grad_cache import StreamedStep
@@ -61,8 +61,6 @@ _PROFILE_STEPS = flags.DEFINE_string(
 )
 _QUIET = flags.DEFINE_bool("quiet", False, "print warnings, evaluations and the end alone")
 
-_COMPILED = "compilation_cache"  # inside a workdir
-
 
 def main() -> None:
     """Train, or go on training, the run of `--workdir`."""
@@ -71,7 +69,7 @@ def main() -> None:
         _say(f"warning: {line}")
     ending = distributed.Ending()
     workdir = _workdir()
-    _keep_compilations(workdir)
+    compiled.keep(workdir)
     profile = Profile(_PROFILE_STEPS.value if _is_primary() else "", _say)
 
     mesh = sharding.make_mesh(config.mesh)
@@ -130,29 +128,30 @@ def main() -> None:
 
     ending.begin()
     metrics = {}
-    for step, batch in feed:
-        previous, done = metrics, step + 1
-        profile.before(done, f"{session.logs}/{BOARD}")
-        state, metrics, embedded, identity = train_step(state, frozen, batch)
-        session.progress.advance(feed.fetch(metrics))
-        jax.block_until_ready(previous)  # one step ahead of the devices, not many batches
-        if step == session.step:
-            jax.block_until_ready(metrics)
-            session.progress.restart_clock()  # what came before is compilation
-        profile.after(done, metrics)
-        if session.is_log_due(done):
-            described = mask_log.record(done, embedded, metrics["temperature"], identity)
-            session.log(done, metrics, described)
-            for line in mask_log.warnings():
-                session.progress.say(line)
-        is_ending = ending.is_due(done)
-        if session.is_evaluation_due(done):
-            _record_evaluation(session, done, evaluator, state, frozen)
-            session.progress.say(mask_log.line())
-        elif session.is_save_due(done) or is_ending:
-            session.save(done, state)
-        if is_ending or session.is_over(done):
-            break
+    with session.settled():
+        for step, batch in feed:
+            previous, done = metrics, step + 1
+            profile.before(done, f"{session.logs}/{BOARD}")
+            state, metrics, embedded, identity = train_step(state, frozen, batch)
+            session.progress.advance(feed.fetch(metrics))
+            jax.block_until_ready(previous)  # one step ahead of the devices, not many batches
+            if step == session.step:
+                jax.block_until_ready(metrics)
+                session.progress.restart_clock()  # what came before is compilation
+            profile.after(done, metrics)
+            if session.is_log_due(done):
+                described = mask_log.record(done, embedded, metrics["temperature"], identity)
+                session.log(done, metrics, described)
+                for line in mask_log.warnings():
+                    session.progress.say(line)
+            is_ending = ending.is_due(done)
+            if session.is_evaluation_due(done):
+                _record_evaluation(session, done, evaluator, state, frozen)
+                session.progress.say(mask_log.line())
+            elif session.is_save_due(done) or is_ending:
+                session.save(done, state)
+            if is_ending or session.is_over(done):
+                break
     profile.close()
     batches.close()
     mask_log.close()
@@ -315,14 +314,6 @@ def _signature(
         return None
     embed_texts = make_text_embedder(bind, params, frozen, tokenizer, config, mesh, _say)
     return record_signatures(split, embed_texts)
-
-
-def _keep_compilations(workdir: str) -> None:
-    """Keep compiled programs in the workdir, unless JAX_COMPILATION_CACHE_DIR says where."""
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", f"{workdir}/{_COMPILED}")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _check_processes(workdir: str, config: Config, fingerprints: manifest.Fingerprints) -> None:

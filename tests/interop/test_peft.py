@@ -300,6 +300,25 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_what_a_killed_process_left_is_removed_and_what_it_moved_aside_put_back(tmp_path):
+    left, aside = (tmp_path / f".out.unfinished-{name}" for name in ("1", "2.replaced"))
+    for folder in (left, aside):
+        folder.mkdir()
+        (folder / "marker").write_text(folder.name)
+    with new_folder(tmp_path / "other", "marker"):
+        assert left.exists()
+    with pytest.raises(UserError, match="out exists"), new_folder(tmp_path / "out", "marker"):
+        pass
+    with new_folder(tmp_path / "out", "marker", overwrite=True) as first:
+        assert not left.exists()
+        assert (tmp_path / "out" / "marker").read_text() == aside.name
+        with new_folder(tmp_path / "out", "marker", overwrite=True):
+            assert first.exists()  # its process lives
+            (first / "marker").write_text("first")
+    assert (tmp_path / "out" / "marker").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
 def test_overwrite_replaces_only_what_an_export_wrote(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="left alone"), new_folder(tmp_path, "m", overwrite=True):

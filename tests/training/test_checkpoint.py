@@ -1,4 +1,5 @@
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -323,3 +324,19 @@ def test_two_processes_save_together_and_one_restores(tmp_path):
     assert "0.5000" in line
     state = read_state(path, {"w": jax.ShapeDtypeStruct((16, 3), jnp.float32)})
     np.testing.assert_array_equal(state["w"], np.arange(48).reshape(16, 3))
+
+
+def test_what_a_killed_removal_left_is_cleared_and_none_looks_like_a_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoints"
+    made = Checkpoints(folder)
+    for step in (1, 2, 3):
+        made.save(step, _state(), {}, {METRIC: 1.0 / step})
+    made.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "3"]
+    shutil.copytree(folder / "3", folder / "4")
+    (folder / "4" / "extra" / "metadata").unlink()  # half removed, as a bucket does it
+    (folder / ".removed" / "2").mkdir(parents=True)
+    again = Checkpoints(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "3"]
+    assert (again.steps(), again.best_step()) == ([1, 3], 1)
+    again.close()

@@ -1,6 +1,8 @@
 """Folders that appear whole or not at all."""
 
 import contextlib
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -13,6 +15,8 @@ from vtalign_jax.errors import UserError
 
 if TYPE_CHECKING:
     from etils import epath
+
+_UNFINISHED, _REPLACED = ".unfinished-", ".replaced"  # in the names of folders beside the final one
 
 
 @contextlib.contextmanager
@@ -41,20 +45,47 @@ def new_folder(out: str | Path, marker: str, *, overwrite: bool = False) -> Iter
     _check_free(out, marker, overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        _clear_remains(out)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}{_UNFINISHED}", dir=out.parent))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; choose another --out") from None
     try:
-        yield work
-        _grant_umask(work)
-        _check_free(out, marker, overwrite)
-        replaced = work.with_name(work.name + ".replaced")
-        if out.exists():
-            out.rename(replaced)
-        work.rename(out)
-        shutil.rmtree(replaced, ignore_errors=True)
+        with _opened(work) as descriptor:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # `_clear_remains` of others lets it be
+            yield work
+            _grant_umask(work)
+            _check_free(out, marker, overwrite)
+            replaced = work.with_name(work.name + _REPLACED)
+            if out.exists():
+                out.rename(replaced)
+            work.rename(out)
+            shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _clear_remains(out: Path) -> None:
+    """Remove what killed processes left beside `out`; put back what one had moved aside."""
+    for stale in out.parent.glob(f".{glob.escape(out.name)}{_UNFINISHED}*"):
+        with _opened(stale) as descriptor:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # being written, or on a file system without locks
+                continue
+        if stale.name.endswith(_REPLACED) and not out.exists():
+            stale.rename(out)
+        else:
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _check_free(out: "Path | epath.Path", marker: str, overwrite: bool) -> None:

@@ -3,7 +3,8 @@
 A checkpoint `checkpoints/<step>` holds `state` (one array a leaf, named by its path in the tree),
 `extra` (JSON: configuration, fingerprints, early stop, whatever else the run needs to go on) and
 `metrics` (JSON). Orbax writes in the background under a temporary name and renames when every
-process is done, so that a killed save is never seen; the next start clears what it left.
+process is done, so that a killed save is never seen; the next start clears what it left. One that
+goes is moved to `.removed` first: a removal that is killed leaves no folder that looks like one.
 """
 
 import dataclasses
@@ -19,10 +20,12 @@ from jax.experimental import multihost_utils
 
 from vtalign_jax import json_files, remote
 from vtalign_jax.errors import UserError
+from vtalign_jax.training import orbax_logs
 from vtalign_jax.training.soundness import Damaged, problem, sealed, sums, unsealed
 
 METRIC = "val/recall@5"
 FOLDER = "checkpoints"  # inside a workdir
+_REMOVED = ".removed"  # inside it
 _LISTED = 4  # mismatched leaves named in an error before "and N more"
 
 
@@ -65,6 +68,8 @@ class Checkpoints:
 
     def __init__(self, directory: str | epath.Path, keep_best: int = 1, keep_latest: int = 1):
         self.directory = remote.absolute(remote.path(directory))
+        self._clear(is_start=True)
+        orbax_logs.tell_once()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_BestAndLatest(keep_best, keep_latest),
             # Orbax writes metrics to the disk only if best_fn is set; without them a restart would
@@ -72,6 +77,7 @@ class Checkpoints:
             best_fn=lambda metrics: metrics.get(METRIC, -np.inf),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
+            todelete_subdir=_REMOVED,
         )
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         handlers.add("state", ocp.args.PyTreeSave)
@@ -79,6 +85,20 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, handler_registry=handlers
         )
+
+    def _clear(self, *, is_start: bool = False) -> None:
+        """Remove `.removed`, and at the start what a removal in a bucket has left as well.
+
+        While nothing is being written: Orbax moves there what it removes.
+        """
+        if jax.process_index() != 0 or not self.directory.exists():
+            return
+        gone = [self.directory / _REMOVED]
+        if is_start:
+            numbered = [path for path in self.directory.iterdir() if path.name.isdigit()]
+            gone += [path for path in numbered if not _is_checkpoint(path)]
+        for path in gone:
+            path.rmtree(missing_ok=True)
 
     def save(
         self,
@@ -112,6 +132,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(leaves), extra=ocp.args.JsonSave(dict(extra))
         )
+        self.wait()  # as Orbax does: one save at a time
         metrics = sealed(metrics) if metrics else {}
         self._manager.save(step, args=items, metrics=metrics, force=True)
 
@@ -161,10 +182,12 @@ class Checkpoints:
         """Return when nothing is being written any more; raise what a background save raised."""
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
+        self._clear()
 
     def close(self) -> None:
         """Wait and release Orbax's threads."""
         self._manager.close()
+        self._clear()
 
 
 _METRICS = ("metrics", "metrics")  # folder and file that Orbax gives them
