@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from vtalign_jax import system_faults
 from vtalign_jax.errors import UserError
 from vtalign_jax.secret_words import redact
 
@@ -75,7 +76,7 @@ def run(
             logging.set_verbosity(logging.WARNING)  # libraries tell their every step at INFO
         try:
             with around():
-                main(*argv[1:])
+                _guard(main, argv[1:])
         except UserError as error:
             _fail(error)
         except OSError as error:
@@ -88,6 +89,21 @@ def run(
             sys.exit(130)  # as a shell reports SIGINT
 
     app.run(guarded, flags_parser=parse)
+
+
+def _guard(main: Callable[..., None], arguments: list[str]) -> None:
+    """Call `main`; what the operating system refuses it is the user's to mend."""
+    try:
+        main(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        named = [name for name in ("workdir", "out") if name in flags.FLAGS]
+        places = [f"--{name}={value}" for name in named if (value := flags.FLAGS[name].value)]
+        line = system_faults.told(error, (places or ["the folder it writes"])[0])
+        if line is None:
+            raise
+        raise UserError(line) from error
 
 
 def print_json(value: object) -> None:

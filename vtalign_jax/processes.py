@@ -86,6 +86,6 @@ def map_in_order(
             queue.extend(pool.submit(work, item) for item in itertools.islice(waiting, 1))
     except concurrent.futures.process.BrokenProcessPool:
         raise UserError(
-            "a decoding process was ended from outside, most likely for want of memory; run the "
-            "same command again with fewer --workers"
+            "a worker process was ended from outside, most likely for want of memory; run the same "
+            "command again, with fewer --workers where it has that flag"
         ) from None

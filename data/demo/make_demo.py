@@ -7,7 +7,6 @@ same seed gives the same recordings. 120 + 20 recordings take about half a minut
 """
 
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -19,6 +18,7 @@ from absl import flags
 from data.demo import scenes
 from vtalign_jax import commandline
 from vtalign_jax.errors import UserError
+from vtalign_jax.processes import make_pool, map_in_order
 
 
 def make_demo(out: pathlib.Path, counts: dict[str, int], seed: int) -> None:
@@ -30,7 +30,7 @@ def make_demo(out: pathlib.Path, counts: dict[str, int], seed: int) -> None:
       seed: of the whole demo.
 
     Raises:
-      UserError: `out` exists.
+      UserError: `out` exists, or a process that encodes was ended from outside.
     """
     if out.exists():
         raise UserError(f"{out} exists; remove it or choose another --out")
@@ -45,9 +45,14 @@ def make_demo(out: pathlib.Path, counts: dict[str, int], seed: int) -> None:
         jobs += [
             (recording, partial / "videos" / f"{recording.uid}.mp4") for recording in recordings
         ]
-    with multiprocessing.get_context("spawn").Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
-        pool.starmap(write_video, jobs, chunksize=4)
+    with make_pool(min(len(jobs), os.cpu_count() or 1)) as pool:
+        for _ in map_in_order(_write, jobs, pool):
+            pass
     partial.rename(out)
+
+
+def _write(job: tuple[scenes.Recording, pathlib.Path]) -> None:
+    write_video(*job)
 
 
 def write_video(recording: scenes.Recording, path: pathlib.Path) -> None:

@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 
@@ -201,6 +202,24 @@ def test_a_table_of_another_length_or_cut_off_is_refused(copy):
     table.write_bytes(table.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"cannot read .*clips-train.arrow"):
         open_split(str(data_dir), "train")
+
+
+def test_a_table_cut_off_after_it_was_opened_is_whole_in_memory(copy):
+    data_dir, written = copy
+    split = open_split(str(data_dir), "train")
+    os.truncate(written / "clips-train.arrow", 10)
+    assert len(split.texts) == 6  # of a mapped file, the system would end this process
+
+
+def test_a_file_of_records_cut_off_or_removed_after_it_was_opened_is_named(copy):
+    data_dir, written = copy
+    split = open_split(str(data_dir), "train")
+    first, second = sorted(written.glob("dst_clips-train.array_record-*"))
+    os.truncate(first, 100)
+    second.unlink()
+    for record, file in ((0, first), (5, second)):
+        with pytest.raises(UserError, match=f"cannot read clip .* from {file}.*prepare the"):
+            split.record(record)
 
 
 def test_a_damaged_record_names_its_clip_and_its_file(copy):

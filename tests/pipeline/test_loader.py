@@ -28,7 +28,7 @@ from vtalign_jax.errors import UserError
 from vtalign_jax.interop.tiny import write_tiny_checkpoint
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.pipeline.dataset import open_split
-from vtalign_jax.pipeline.loader import make_eval_loader, make_loader
+from vtalign_jax.pipeline.loader import Batches, make_eval_loader, make_loader
 from vtalign_jax.pipeline.transforms import decode_frame
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -181,6 +181,18 @@ def test_a_record_that_cannot_be_decoded_ends_the_loader_with_its_name(data_dir)
     broken = open_split(data_dir, "val")
     with pytest.raises(UserError, match=r"clip u/S. in .*val.*: .*prepare the dataset again"):
         next(load(broken))
+
+
+def test_a_worker_ended_from_outside_is_told_in_one_line(data_dir, split):
+    def killed():
+        raise RuntimeError("Worker process was terminated unexpectedly with exit code -9. Search")
+        yield
+
+    loader = load(split)
+    loader.close()
+    broken = Batches(killed(), loader._identity, loader._chunks, None)
+    with pytest.raises(UserError, match=r"config\.data\.workers .* \(.*exit code -9\), .*fewer"):
+        next(broken)
 
 
 def test_closing_ends_the_threads_and_the_iteration(split):

@@ -4,7 +4,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
-from vtalign_jax.dst.mapped import open_mapped
 from vtalign_jax.dst.records import SCHEMA
 from vtalign_jax.dst.tree import MAX_SECONDS
 from vtalign_jax.errors import UserError
@@ -20,7 +19,9 @@ def read_table(path: epath.Path) -> pa.Table:
         a time is not finite or beyond all videos.
     """
     try:
-        table = pa.ipc.open_file(open_mapped(path)).read_all()
+        # Not mapped (it takes some 300 bytes a clip): if such a file is cut short meanwhile, the
+        # system ends the process without a word.
+        table = pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
         table.validate(full=True)  # Arrow follows damaged offsets, and the process dies
         if problem := _problem(table):
             raise ValueError(problem)

@@ -273,12 +273,28 @@ class Batches:
         if step is None or not self.close.alive:
             self.close()
             raise StopIteration
-        row = Row(*(array[: self._chunks.rows] for array in next(self._rows[0])))
+        row = Row(*(array[: self._chunks.rows] for array in self._next_rows()))
         identity = _taken(self._identity, self._chunks.records(step))
         if self._features is None:
             return step, Batch(*row, identity)
         features = self._features.of_batch(row.frames, row.clip_ids.shape[1])
         return step, Batch(*row._replace(frames=None), identity, features)
+
+    def _next_rows(self) -> Row:
+        try:
+            return next(self._rows[0])
+        except RuntimeError as error:  # Grain's, for want of a better one
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise UserError(
+                f"a process of config.data.workers was ended from outside "
+                f"({_first_sentence(error)}), most likely for want of memory; run the same command "
+                "again, with fewer of them"
+            ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).split(".")[0]
 
 
 def _close(rows: list[grain.DatasetIterator], has_workers: bool) -> None:
