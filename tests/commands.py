@@ -20,7 +20,7 @@ from tests.quick_compilation import XLA_FLAGS
 ROOT = pathlib.Path(__file__).parents[1]
 SERVER = ROOT / "tests" / "tools" / "command_server.py"
 # Started by the server: what runs long enough to be worth it, and needs no fresh interpreter.
-_NAMES = "ablate cache_features convert doctor evaluate export ground report train"
+_NAMES = "ablate cache_features convert doctor evaluate export ground prepare report train"
 _FORKED = tuple(f"launch/{name}.py" for name in _NAMES.split())
 _SECONDS = 300  # that a command may take
 

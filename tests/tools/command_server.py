@@ -8,6 +8,7 @@ A request is one line of JSON, `{"arguments", "environment"}`, and the two descr
 stdout and stderr; the answers are the process id and, at its end, the exit code, a line each.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -74,7 +75,9 @@ def serve(path: str) -> dict[str, Any]:
             elif key.fileobj == awake:
                 os.read(awake, _MOST_BYTES)
                 _report_ended(children)
-            elif not os.read(sys.stdin.fileno(), 1):
+            elif not os.read(sys.stdin.fileno(), 1):  # the tests have ended, in order or not
+                for pid in children:
+                    os.kill(pid, signal.SIGKILL)
                 sys.exit()
 
 
@@ -84,7 +87,8 @@ def _report_ended(children: dict[int, socket.socket]) -> None:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
-        with children.pop(pid) as connection:
+        # OSError: the test has given it up.
+        with children.pop(pid) as connection, contextlib.suppress(OSError):
             connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
