@@ -1,5 +1,6 @@
 """From a configuration to a model: its parameters' shapes, then the arrays on their devices."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from vtalign_jax import sharding
 from vtalign_jax.config import Config
+from vtalign_jax.errors import UserError
 from vtalign_jax.interop.base_files import resolve_base
 from vtalign_jax.interop.weights import load_into, read_config
 from vtalign_jax.models import parameters
@@ -78,7 +80,7 @@ def load(assembly: Assembly, mesh: Mesh) -> tuple[parameters.Parameters, paramet
     the configuration's seed and lie whole on every device.
 
     Raises:
-      UserError: the base's tensors do not fit, or the mesh does not divide them.
+      UserError: the base's tensors do not fit or are not finite, or the mesh does not divide them.
     """
     from_base = _read_base(assembly, mesh)
     fresh = [path for path in assembly.trainable if path not in from_base]
@@ -109,4 +111,20 @@ def _read_base(assembly: Assembly, mesh: Mesh) -> parameters.Parameters:
     abstract = assembly.trainable | assembly.frozen
     stored = {path.removeprefix(_BASE): x for path, x in abstract.items() if path.startswith(_BASE)}
     loaded = load_into(stored, assembly.directory, lambda path: places.get(_BASE + path, whole))
+    finite = jax.device_get(_finite(mesh)(loaded))
+    if broken := sorted(path for path, is_finite in finite.items() if not is_finite):
+        raise UserError(
+            f"the weights in {assembly.directory} are not finite: {', '.join(broken[:3])}; "
+            "download them again"
+        )
     return {_BASE + path: value for path, value in loaded.items()}
+
+
+@functools.cache
+def _finite(mesh: Mesh) -> Callable[[parameters.Parameters], parameters.Parameters]:
+    """Return what looks for NaN and infinity on the devices, where that takes no time."""
+    whole = NamedSharding(mesh, sharding.WHOLE)
+    return jax.jit(
+        lambda leaves: {path: jnp.isfinite(x).all() for path, x in leaves.items()},
+        out_shardings=whole,
+    )
