@@ -16,7 +16,7 @@ from etils import epath
 
 from data.dst_clips.dst_clips_dataset_builder import Builder
 from data.dst_clips.render import render_all
-from vtalign_jax import locks, remote
+from vtalign_jax import json_files, locks, remote
 from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Plan
 from vtalign_jax.dst.records import SCHEMA, Job
@@ -89,9 +89,10 @@ def existing_fingerprint(out: str) -> str | None:
     if not path.exists() or (path / remote.UPLOADING).exists():
         return None
     try:
-        return json.loads((path / "prepare.json").read_text()).get("fingerprint", "")
-    except (OSError, ValueError):
+        found = json_files.read_object(path / "prepare.json", "replace it").get("fingerprint")
+    except (OSError, UserError):
         return ""
+    return found if isinstance(found, str) else ""
 
 
 def write_dataset(plan: Plan, out: str, machines: Machines, listeners: Listeners) -> Written:

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import pytest
@@ -21,7 +22,8 @@ def folder(tmp_path_factory):
 
 def _job(folder, *spans, uid="v", window_seconds=4.0, **flags):
     nodes = tuple(
-        Node(f"S{n}", "step", start, end, f"text {n}") for n, (start, end) in enumerate(spans)
+        Node(f"S{n}", "step", start, end, f"text {n}", where=f"a.json row 1 node {n}")
+        for n, (start, end) in enumerate(spans)
     )
     video = Video(uid, nodes)
     source, _, _ = Finder((str(folder),), **flags).find(video)
@@ -79,6 +81,17 @@ def test_an_unreadable_video_costs_its_own_pairs_only(folder):
     rendered = render(_job(folder, (1.0, 2.0), (3.0, 4.0), uid="bad"))
     assert rendered.records == []
     assert [skip.reason for skip in rendered.skips] == ["unreadable video"] * 2
+
+
+def test_a_clip_left_out_is_named_with_its_place_in_the_annotations(folder):
+    job = _job(folder, (4.0, 6.0), (90.0, 91.0))
+    (skip,) = render(job).skips
+    assert skip.where == "a.json row 1 node 1"
+    (folder / "gone.mp4").write_bytes(b"no video")
+    gone = render(_job(folder, (4.0, 6.0), uid="gone"))
+    assert [skip.where for skip in gone.skips] == ["a.json row 1 node 0"]
+    moved = tuple(dataclasses.replace(pair, where="b.json row 9") for pair in job.pairs)
+    assert dataclasses.replace(job, pairs=moved).key() == job.key()  # what is rendered stays
 
 
 def test_a_damaged_stretch_costs_the_clips_that_need_it(folder):

@@ -62,7 +62,7 @@ def nasty(rng: random.Random):
     if which < 0.97:
         return copy.deepcopy(rng.choice(_OTHERS))
     deep = []
-    for _ in range(rng.choice([50, 900])):
+    for _ in range(rng.choice([50, 200])):
         deep = [deep]
     return deep
 
@@ -76,7 +76,7 @@ def mutate_json(rng: random.Random, value) -> bytes:
     if rng.random() < 0.1:
         text = _with_key_twice(rng, text)
     if rng.random() < 0.03:
-        text = "[" * 100_000 + text
+        text = "[" * rng.choice([900, 100_000]) + text
     data = text.encode(rng.choice(["utf-8"] * 20 + ["utf-16"]), "surrogatepass")
     return mutate_bytes(rng, data) if rng.random() < 0.2 else data
 

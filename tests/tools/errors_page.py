@@ -14,8 +14,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "errors.md"
 _FOLDERS = ("vtalign_jax", "launch", "data")
 _ERRORS = ("UserError", "Damaged", "_fail", "ExportDiffers", "CheckFailed")
-_REASONS = ("Skip", "FrameError", "FrameFault", "_Refused")  # what is left out, one by one
-_PLACE = {"Skip": 2}  # of the reason among the arguments; 0 for the others
+_REASONS = ("Skip", "_skip", "FrameError", "FrameFault", "_Refused")  # what is left out, one by one
+_PLACE = {"Skip": 2, "_skip": 1}  # of the reason among the arguments; 0 for the others
 
 # (title, modules by the start of their path): the first that fits.
 _THEMES = (

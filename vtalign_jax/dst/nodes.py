@@ -117,7 +117,7 @@ class Skip:
       reason: short and without values, so that equal reasons can be counted.
       detail: the values.
       clips: how many clips are lost by it.
-      where: file, row and place within it, "" where the frames are at fault.
+      where: file, row and place within it, "" if it is about a whole video.
     """
 
     uid: str

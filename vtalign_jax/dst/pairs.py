@@ -22,6 +22,7 @@ class Pair:
       window_start: seconds; the sampled window, not clipped to the video.
       window_end: seconds.
       times: seconds; where frames are wanted, ascending, not clipped to the video.
+      where: file, row and place within it, for messages; no part of the record.
     """
 
     clip_id: str
@@ -40,6 +41,7 @@ class Pair:
     window_start: float
     window_end: float
     times: tuple[float, ...]
+    where: str = dataclasses.field(default="", compare=False)
 
 
 def frame_times(start: float, end: float, frames: int) -> tuple[float, ...]:
@@ -104,6 +106,7 @@ def make_pairs(
                 window_start=start,
                 window_end=end,
                 times=frame_times(start, end, frames),
+                where=node.where,
             )
         )
     return sorted(pairs, key=lambda pair: (pair.window_start, pair.clip_id))

@@ -50,7 +50,7 @@ class Job:
         """Return 32 hex digits over all that decides the records: not where files lie, but what."""
         source = dataclasses.asdict(self.source)
         source |= {"path": "", "video_path": bool(self.source.video_path)}
-        pairs = [list(vars(pair).values()) for pair in self.pairs]
+        pairs = [[v for name, v in vars(p).items() if name != "where"] for p in self.pairs]
         content = json.dumps([_FORMAT, self.image_size, source, pairs], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -78,7 +78,7 @@ def render(job: Job) -> Rendered:
     try:
         source = open_source(job.source)
     except FrameError as error:
-        skips = [Skip(p.uid, p.node_id, error.reason, error.detail) for p in job.pairs]
+        skips = [_skip(pair, error.reason, error.detail) for pair in job.pairs]
         return Rendered([], skips)
     try:
         duration = source.duration
@@ -90,14 +90,17 @@ def render(job: Job) -> Rendered:
         found = [(time, jpegs[time]) for time in pair.times if time in jpegs]
         fault = next((image for _, image in found if isinstance(image, FrameFault)), None)
         if fault:
-            rendered.skips.append(Skip(pair.uid, pair.node_id, fault.reason, fault.detail))
+            rendered.skips.append(_skip(pair, fault.reason, fault.detail))
         elif not found or pair.node_start > duration + SLACK_SECONDS:
             detail = f"{pair.node_start:.2f} to {pair.node_end:.2f} s of {duration:.2f} s"
-            skip = Skip(pair.uid, pair.node_id, "span outside the video", detail)
-            rendered.skips.append(skip)
+            rendered.skips.append(_skip(pair, "span outside the video", detail))
         else:
             rendered.records.append(_record(pair, found, duration))
     return rendered
+
+
+def _skip(pair: Pair, reason: str, detail: str) -> Skip:
+    return Skip(pair.uid, pair.node_id, reason, detail, where=pair.where)
 
 
 def _read_jpegs(source: FrameSource, job: Job) -> dict[float, bytes | FrameFault]:
@@ -124,7 +127,7 @@ def _encode(picture: Any, time: float, job: Job) -> bytes | FrameFault:
 
 def _record(pair: Pair, found: list[tuple[float, bytes]], duration: float) -> dict[str, Any]:
     fields = {field.name: getattr(pair, field.name) for field in dataclasses.fields(pair)}
-    del fields["times"]
+    del fields["times"], fields["where"]
     fields["ancestor_ids"] = list(pair.ancestor_ids)
     return fields | {
         "frames": [image for _, image in found],

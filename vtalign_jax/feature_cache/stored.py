@@ -133,7 +133,11 @@ class StoredFeatures:
                     f"{file} is missing or cut off; copy the feature cache again, or delete {file} "
                     f"and {folder / INDEX} and run launch/cache_features.py again"
                 )
-        self._source = grain.sources.ArrayRecordDataSource([str(folder / name) for name in sizes])
+        try:
+            files = [str(folder / name) for name in sizes]
+            self._source = grain.sources.ArrayRecordDataSource(files)
+        except Exception as error:  # readers raise what their C++ library hands them
+            raise UserError(f"cannot read the features in {folder} ({error}); {AGAIN}") from error
 
     def vectors(self, index: int) -> np.ndarray:
         """Return all vectors of a record: uint8[n, vector_bytes].

@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from vtalign_jax import remote
+from vtalign_jax import json_files, remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.processes import host_gib
 from vtalign_jax.training.board import Board
@@ -126,14 +126,18 @@ def read_rows(path: str | epath.Path) -> list[dict[str, float]]:
     return [row for row, _ in _parsed(epath.Path(path))]
 
 
+def _lines(path: epath.Path) -> list[str]:
+    return path.read_bytes().decode(errors="replace").split("\n")
+
+
 def _parsed(path: epath.Path) -> list[tuple[dict, str]]:
     parsed = []
     # What follows the last line end is empty, or was cut off by a kill.
-    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+    for number, line in enumerate(_lines(path)[:-1], start=1):
         try:
-            row = json.loads(line)
+            row = json_files.loads(line.encode())
             row["step"] = int(row["step"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(
                 f"{path} line {number} is not a JSON object with a step; "
                 "mend it, or move the file away"

@@ -5,13 +5,12 @@ page says which one is missing and why (`Run.faults`).
 """
 
 import dataclasses
-import json
 import math
 from typing import Any
 
 from etils import epath
 
-from vtalign_jax import remote
+from vtalign_jax import json_files, remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation import grounding_files
 from vtalign_jax.evaluation.report import sample as samples
@@ -217,7 +216,4 @@ def _newest(
 
 
 def _read_object(path: epath.Path) -> dict[str, Any]:
-    value = json.loads(path.read_text())
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
+    return json_files.read_object(path, "remove it")
