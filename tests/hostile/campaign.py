@@ -52,7 +52,7 @@ class Count:
             for kind, counts in self.outcomes.items()
         ]
         most = f"{self.most_bytes / 2**20:.0f} MiB, {self.most_seconds:.1f} s at most"
-        return [*rows, f"{self.items} items, {len(self.faults)} faults; {most}"]
+        return [*rows, *self.faults, f"{self.items} items, {len(self.faults)} faults; {most}"]
 
 
 class Guarded:

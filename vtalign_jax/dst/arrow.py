@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from vtalign_jax.dst.faults import EPSILON, FrameError, FrameFault
 from vtalign_jax.dst.images import MAX_BYTES
-from vtalign_jax.dst.mapped import open_mapped
+from vtalign_jax.dst.mapped import holds_compressed, open_mapped
 
 _COLUMNS = ("frame", "image")
 _FILE_MAGIC = b"ARROW1\0\0"  # of an IPC file: then comes a stream, then an index of it
@@ -54,8 +54,10 @@ class ArrowFrames:
         try:
             self._file = open_mapped(path)
             _skip_magic(self._file)
+            if "://" not in path and holds_compressed(self._file):
+                raise pa.ArrowInvalid("compressed record batches; write them uncompressed")
             self._columns, self._starts = self._read_batches(pa.ipc.open_stream(self._file))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:  # names may be no UTF-8
             raise FrameError("unreadable Arrow file", f"{path}: {error}") from None
 
     def _read_batches(self, reader: Any) -> tuple[list[Any], list[int]]:
@@ -75,7 +77,7 @@ class ArrowFrames:
                 columns.append(batch.column(name))
                 starts.append(self._rows)
                 self._rows += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             self._damage = f"{self._path} is cut off after row {self._rows}: {error}"
         return columns, starts
 

@@ -4,10 +4,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
+from vtalign_jax.dst.mapped import holds_compressed
 from vtalign_jax.dst.records import SCHEMA
 from vtalign_jax.dst.tree import MAX_SECONDS
 from vtalign_jax.errors import UserError
 
+_FILE_MAGIC = b"ARROW1\0\0"  # before the stream
 _MOST_SECONDS = 2 * MAX_SECONDS  # a window may reach beyond its node
 
 
@@ -19,15 +21,24 @@ def read_table(path: epath.Path) -> pa.Table:
         a time is not finite or beyond all videos.
     """
     try:
-        # Not mapped (it takes some 300 bytes a clip): if such a file is cut short meanwhile, the
-        # system ends the process without a word.
-        table = pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
+        table = _read(path)
         table.validate(full=True)  # Arrow follows damaged offsets, and the process dies
         if problem := _problem(table):
             raise ValueError(problem)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot read {path} ({error}); prepare the dataset again") from None
     return table
+
+
+def _read(path: epath.Path) -> pa.Table:
+    # Not mapped (it takes some 300 bytes a clip): if such a file is cut short meanwhile, the system
+    # ends the process without a word.
+    file = pa.BufferReader(path.read_bytes())
+    file.seek(len(_FILE_MAGIC))
+    if holds_compressed(file):
+        raise ValueError("compressed record batches")
+    file.seek(0)
+    return pa.ipc.open_file(file).read_all()
 
 
 def _problem(table: pa.Table) -> str:

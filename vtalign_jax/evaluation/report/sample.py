@@ -7,18 +7,20 @@ letters of names. The page is drawn from it long after the model and the dataset
 
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from vtalign_jax import remote
+from vtalign_jax import json_files, remote
 from vtalign_jax.array_types import Identity
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.retrieval import right_answers
 
 FILE = "evaluation_sample.npz"  # inside a workdir
+_MOST_BYTES = 2**28  # of a file, packed and unpacked; a full sample takes 10 MB
 MOST_CLIPS = 2000
 MOST_LETTERS = 500  # of a name that is kept
 _FACTS = ("step", "total", "split", "clip_ids", "recordings", "texts", "fingerprint")
@@ -147,6 +149,17 @@ def write(workdir: str | epath.Path, sample: Sample) -> None:
     remote.write_bytes(epath.Path(workdir) / FILE, stream.getvalue())
 
 
+def _bounded(path: epath.Path) -> bytes:
+    """Return the file, if neither it nor what it unpacks to is too large."""
+    with path.open("rb") as stream:
+        data = stream.read(_MOST_BYTES + 1)
+    with zipfile.ZipFile(io.BytesIO(data)) as packed:
+        unpacked = sum(member.file_size for member in packed.infolist())
+    if max(len(data), unpacked) > _MOST_BYTES:
+        raise ValueError(f"more than {_MOST_BYTES // 2**20} MiB")
+    return data
+
+
 def read(workdir: str | epath.Path) -> Sample | None:
     """Return the sample of a workdir, None if there is none (runs of before had none).
 
@@ -154,11 +167,12 @@ def read(workdir: str | epath.Path) -> Sample | None:
       UserError: the file is damaged.
     """
     path = epath.Path(workdir) / FILE
-    if not path.exists():
+    if not remote.is_file(path):
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            facts = json.loads(stored["facts"].tobytes())
+        data = _bounded(path)
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            facts = json_files.loads(stored["facts"].tobytes())
             count = len(facts["texts"])
             return Sample(
                 **facts,
