@@ -114,3 +114,31 @@ def test_the_fingerprint_repeats_and_tells_weights_configurations_and_tokenizers
     tiny.write_tiny_checkpoint(checkpoint, seed=1)
     seen.add(base_files.base_fingerprint(checkpoint))
     assert len(seen) == 4
+
+
+def test_a_link_out_of_a_base_is_not_handed_on(tmp_path):
+    (tmp_path / "secret").write_text("x")
+    base, out = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    out.mkdir()
+    (base / "vocab.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"vocab\.json is a link that leads out"):
+        base_files.copy_files(base, out, ["vocab.json"])
+    assert list(out.iterdir()) == []
+
+
+def test_the_links_of_hugging_faces_cache_are_followed(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (blobs / "1").write_text("{}")
+    (snapshot / "vocab.json").symlink_to("../../blobs/1")
+    base_files.copy_files(snapshot, tmp_path, ["vocab.json"])
+    assert (tmp_path / "vocab.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd", 3, None])
+def test_an_index_names_files_beside_it_alone(tmp_path, name):
+    (tmp_path / base_files.INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match="as a weight file, which is none beside it"):
+        base_files.stored_tensors(tmp_path)

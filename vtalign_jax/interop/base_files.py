@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -98,10 +99,21 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
 
 
 def copy_files(directory: Path, folder: Path, names: Iterable[str]) -> None:
-    """Copy those of the named files that a base has."""
+    """Copy those of the named files that a base has.
+
+    Raises:
+      UserError: one is a link to somewhere else, which an export would hand on to others.
+    """
+    real = Path(os.path.realpath(directory))
+    # In Hugging Face's cache a snapshot's files are links into the folder of its repository.
+    roots = (real, real.parent.parent) if real.parent.name == "snapshots" else (real,)
     for name in names:
-        if (directory / name).is_file():
-            shutil.copyfile(directory / name, folder / name)
+        file = directory / name
+        if not file.is_file():
+            continue
+        if not any(Path(os.path.realpath(file)).is_relative_to(root) for root in roots):
+            raise UserError(f"{file} is a link that leads out of {directory}; put a copy there")
+        shutil.copyfile(file, folder / name)
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:

@@ -9,7 +9,6 @@ alone.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,10 +76,12 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray], directory: Path, base:
     """
     import orbax.checkpoint as ocp  # only writing needs it, and it takes a second
 
-    for file in sorted(directory.iterdir()):
-        is_weights = file.suffix in (".safetensors", ".bin") or file.name == base_files.INDEX
-        if file.is_file() and not is_weights:
-            shutil.copyfile(file, folder / file.name)
+    others = (
+        file.name
+        for file in sorted(directory.iterdir())
+        if file.suffix not in (".safetensors", ".bin") and file.name != base_files.INDEX
+    )
+    base_files.copy_files(directory, folder, others)
     # The mantissas of weights hardly compress, and reading would be slower by the time it takes.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False)
     arguments = ocp.args.PyTreeSave(

@@ -107,6 +107,8 @@ class Session:
     ):
         """Take hold of the workdir and make sure that it holds this run; no file of it is written.
 
+        Checkpoints that do not hold what was saved are moved out of the way, see `set_aside`.
+
         Args:
           workdir: made if absent, on this machine or in a bucket.
           config: of the run.
