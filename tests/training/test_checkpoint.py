@@ -73,7 +73,7 @@ def test_state_comes_back_on_another_number_of_devices(checkpoints):
     checkpoints.save(1, _on(state, 8), {})
     for devices in (1, 2, 8):
         abstract = _abstract(_on(state, devices))
-        restored = checkpoints.restore_latest(abstract)
+        restored = checkpoints.restore(checkpoints.latest_step(), abstract)
         _assert_equal(restored.state, state)
         kernel = restored.state["params"]["head.fc1.kernel"]
         assert kernel.sharding == abstract["params"]["head.fc1.kernel"].sharding
@@ -83,14 +83,14 @@ def test_state_comes_back_on_another_number_of_devices(checkpoints):
 def test_saving_and_restoring_warns_of_nothing(checkpoints, caplog):
     checkpoints.save(1, _state(), {})
     checkpoints.save(2, _state(), {}, {METRIC: 0.5})
-    checkpoints.restore_latest(_abstract(_state()))
+    checkpoints.restore(checkpoints.latest_step(), _abstract(_state()))
     assert [r.getMessage() for r in caplog.records if r.levelname != "INFO"] == []
 
 
 def test_extra_comes_back_as_it_was(checkpoints):
     extra = {"early_stop": {"best": 0.25, "best_step": None}, "config": {"train": {"seed": 3}}}
     checkpoints.save(7, _state(), extra)
-    restored = checkpoints.restore_latest(_abstract(_state()))
+    restored = checkpoints.restore(checkpoints.latest_step(), _abstract(_state()))
     assert (restored.step, restored.extra) == (7, extra)
 
 
@@ -111,9 +111,9 @@ def test_best_and_newest_are_kept_across_restarts(tmp_path):
 def test_newest_is_restored_whether_it_was_evaluated_or_not(checkpoints):
     checkpoints.save(1, _state(value=1), {}, {METRIC: 0.9})
     checkpoints.save(2, _state(value=2), {})
-    assert checkpoints.restore_latest(_abstract(_state())).step == 2
+    assert checkpoints.restore(checkpoints.latest_step(), _abstract(_state())).step == 2
     checkpoints.save(3, _state(value=3), {}, {METRIC: 0.1})
-    assert checkpoints.restore_latest(_abstract(_state())).step == 3
+    assert checkpoints.restore(checkpoints.latest_step(), _abstract(_state())).step == 3
     checkpoints.wait()
     assert sorted(p.name for p in checkpoints.directory.iterdir()) == ["1", "3"]
 
@@ -132,7 +132,7 @@ def test_a_saved_step_is_not_written_again(checkpoints):
     checkpoints.save(5, _state(), {"n": 2})
     checkpoints.wait()
     assert (checkpoints.path(5) / "state").stat().mtime == before
-    assert checkpoints.restore_latest(_abstract(_state())).extra == {"n": 1}
+    assert checkpoints.restore(checkpoints.latest_step(), _abstract(_state())).extra == {"n": 1}
 
 
 def test_metrics_can_be_added_to_a_saved_step(tmp_path):
@@ -158,14 +158,14 @@ def test_donated_buffers_do_not_reach_the_file(checkpoints):
         checkpoints.save(step, state, {})
         for _ in range(3):  # while the save is under way
             state = count(state)
-        restored = checkpoints.restore_latest(_abstract(state))
+        restored = checkpoints.restore(checkpoints.latest_step(), _abstract(state))
         assert np.unique(restored.state["w"]) == [4 * step - 3]
 
 
 def test_checkpoint_of_another_shape_is_one_line_naming_the_leaves(checkpoints):
     checkpoints.save(1, _state(rows=16), {})
     with pytest.raises(UserError) as error:
-        checkpoints.restore_latest(_abstract(_state(rows=24)))
+        checkpoints.restore(checkpoints.latest_step(), _abstract(_state(rows=24)))
     line = "params/head.fc1.kernel is float32[16, 8], this run needs float32[24, 8]"
     assert line in str(error.value)
     assert "\n" not in str(error.value)
@@ -191,8 +191,8 @@ def test_part_of_a_checkpoint_can_be_read(checkpoints):
     _assert_equal(restored["params"], state["params"])
 
 
-def test_no_checkpoint_restores_nothing(checkpoints):
-    assert checkpoints.restore_latest(_abstract(_state())) is None
+def test_no_checkpoint_is_the_latest_of_none(checkpoints):
+    assert checkpoints.latest_step() is None
     assert checkpoints.best_step() is None
 
 
@@ -276,7 +276,9 @@ def test_kill_during_a_save_leaves_the_one_before(tmp_path):
     assert find_checkpoint(tmp_path)[0].name == "1"
 
     checkpoints = Checkpoints(tmp_path)
-    restored = checkpoints.restore_latest({"w": jax.ShapeDtypeStruct((4,), jnp.float32)})
+    restored = checkpoints.restore(
+        checkpoints.latest_step(), {"w": jax.ShapeDtypeStruct((4,), jnp.float32)}
+    )
     assert (restored.step, restored.extra) == (1, {"n": 1})
     checkpoints.save(2, {"w": jnp.zeros(4)}, {"n": 2})
     checkpoints.close()
@@ -300,7 +302,7 @@ _ONE_OF_TWO = """
     checkpoints.save(2, state, {"n": 3})
     checkpoints.save(3, state, {"n": 4})
     abstract = {"w": jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=split)}
-    restored = checkpoints.restore_latest(abstract)
+    restored = checkpoints.restore(checkpoints.latest_step(), abstract)
     for shard in restored.state["w"].addressable_shards:
         np.testing.assert_array_equal(shard.data, whole[shard.index])
     assert (restored.step, restored.extra) == (3, {"n": 4})

@@ -167,11 +167,6 @@ class Checkpoints:
         self.wait()
         return _best(self.directory, self.steps())
 
-    def restore_latest(self, abstract_state: Any) -> Restored | None:
-        """Return the newest checkpoint, or None if there is none; see `read_state`."""
-        step = self.latest_step()
-        return None if step is None else self.restore(step, abstract_state)
-
     def restore(self, step: int, abstract_state: Any) -> Restored:
         """Return the checkpoint of one step; see `read_state`."""
         self.wait()
@@ -384,14 +379,11 @@ def find_checkpoint(path: str | epath.Path) -> tuple[epath.Path, str]:
             "checkpoints/<step>, or an export"
         )
     best = _best(folder, steps)
-    if best is None:
-        chosen = folder / str(max(steps))
-        return remote.absolute(chosen), f"checkpoint {chosen} (the newest; none was evaluated yet)"
-    chosen = folder / str(best)
-    value = read_metrics(chosen)[METRIC]
-    return remote.absolute(
-        chosen
-    ), f"checkpoint {chosen} (the best of {given}: {METRIC} {value:.4f})"
+    chosen = folder / str(max(steps) if best is None else best)
+    why = "the newest; none was evaluated yet"
+    if best is not None:
+        why = f"the best of {given}: {METRIC} {read_metrics(chosen)[METRIC]:.4f}"
+    return remote.absolute(chosen), f"checkpoint {chosen} ({why})"
 
 
 def _best(directory: epath.Path, steps: Sequence[int]) -> int | None:
