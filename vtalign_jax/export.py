@@ -87,7 +87,8 @@ def export(
         held_out = _held_out(trained, dataset, clips, say)
         rounding = write(folder, trained, form)
         if rounding and rounding.left_out:
-            say(f"not copied, the base's weights in other formats: {', '.join(rounding.left_out)}")
+            names = ", ".join(rounding.left_out)
+            say(f"not copied, the base's programs and weights in other formats: {names}")
         _write_reference(folder, trained, held_out, rounding, say)
         unverified = _try_verify(folder, form, trained.assembly.directory, held_out, say)
         model_card.write_card(folder, unverified)

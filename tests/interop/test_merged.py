@@ -71,7 +71,7 @@ def test_all_but_the_merged_weights_is_the_base_s_byte_for_byte(made):
         assert len(ours) == len(theirs)
         assert ours[:start] == theirs[:start]
     assert not (out / "model.onnx").exists()
-    assert "not copied, the base's weights in other formats: model.onnx" in said
+    assert "not copied, the base's programs and weights in other formats: model.onnx" in said
     assert "the base's own" not in (out / "README.md").read_text()
     assert not (out / "adapter_config.json").exists()
 

@@ -13,7 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from vtalign_jax.errors import UserError
-from vtalign_jax.interop.base_files import INDEX, StoredTensor, stored_tensors, weight_files
+from vtalign_jax.interop.base_files import (
+    INDEX,
+    StoredTensor,
+    copy_files,
+    stored_tensors,
+    weight_files,
+)
 from vtalign_jax.interop.embedding_files import Parts
 from vtalign_jax.interop.peft import module_of
 
@@ -24,6 +30,7 @@ _OTHER_WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npz"),
     *(".onnx", ".onnx_data", ".gguf", ".index.json"),
 )
+_PROGRAMS = (".py",)  # nothing of an export is run but what this package wrote
 _CARD = "README.md"  # the export has its own
 
 
@@ -148,7 +155,7 @@ def _copy_weights(directory: Path, folder: Path) -> None:
 
 
 def _copy_other_files(directory: Path, folder: Path) -> tuple[str, ...]:
-    """Copy all but weights; return the names of other weights, which are left out."""
+    """Copy all but weights; return the names of other weights and of programs, left out."""
     written = {file.name for file in folder.iterdir()}
     left_out = []
     for file in sorted(directory.rglob("*")):
@@ -156,11 +163,11 @@ def _copy_other_files(directory: Path, folder: Path) -> tuple[str, ...]:
         is_hidden = any(part.startswith(".") for part in name.parts)
         if file.is_dir() or is_hidden or str(name) in {*written, _CARD}:
             continue
-        if name.name.endswith(_OTHER_WEIGHTS):
+        if name.name.endswith((*_OTHER_WEIGHTS, *_PROGRAMS)):
             left_out.append(str(name))
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, folder / name)
+        copy_files(directory, folder, [str(name)])
     return tuple(left_out)
 
 
