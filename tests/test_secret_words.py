@@ -7,7 +7,7 @@ import pytest
 
 from tests import commands
 from tests.launch.small_dataset import make_small_dataset
-from vtalign_jax import commandline
+from vtalign_jax import commandline, distributed
 from vtalign_jax.secret_words import HIDDEN, redact
 from vtalign_jax.training import manifest
 
@@ -64,6 +64,17 @@ def test_errors_and_the_manifest_hide_them(planted, monkeypatch, capsys, tmp_pat
     for shown in (error, command):
         assert HIDDEN in shown
         assert not any(secret in shown for secret in _SECRETS)
+
+
+def test_errors_of_one_of_several_processes_hide_them(planted, monkeypatch):
+    watch, told = distributed._Watch(), []
+    monkeypatch.setattr(watch, "_end", lambda *given: told.extend(given))
+    watch.fail(f"error: no https://user:{_PASSWORD}@host/ with {_TOKEN}", 1, f"Traceback: {_KEY}\n")
+    shown, code, said = told
+    assert code == 1
+    for text in (shown, said):
+        assert HIDDEN in text
+        assert not any(secret in text for secret in _SECRETS)
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vtalign_jax.errors import UserError
+from vtalign_jax.secret_words import redact
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -234,9 +235,10 @@ class _Watch:
           code: exit code.
           details: printed before it, here alone.
         """
+        message = redact(message)
         cause = message.removeprefix("error: ")
         told = f"error: process {self._number} of {self._count} ended ({cause})"
-        self._end(details + message, code, f"{_FAILED} {told}")
+        self._end(redact(details) + message, code, f"{_FAILED} {told}")
 
     def _end(self, message: str, code: int, told: str) -> NoReturn:
         self._last_words.acquire()
