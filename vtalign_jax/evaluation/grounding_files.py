@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
-from vtalign_jax import remote
+from vtalign_jax import json_files, remote
 from vtalign_jax.errors import UserError
 
 FOLDER = "grounding"  # inside a workdir
@@ -91,10 +91,9 @@ def _page(name: str, number: int) -> str:
 def _earlier(folder: epath.Path, name: str) -> dict[str, Any]:
     """Return the document that is there, {} if there is none or something else."""
     try:
-        found = json.loads((folder / f"{name}.json").read_text())
-    except (OSError, ValueError):
+        return json_files.read_object(folder / f"{name}.json", "")
+    except (FileNotFoundError, UserError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _write_json(folder: epath.Path, name: str, content: dict[str, Any]) -> None:
