@@ -21,7 +21,14 @@ from jax.experimental import multihost_utils
 from vtalign_jax import json_files, remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.training import orbax_logs
-from vtalign_jax.training.soundness import Damaged, problem, sealed, sums, unsealed
+from vtalign_jax.training.soundness import (
+    Damaged,
+    problem,
+    sealed,
+    sums,
+    unreadable,
+    unsealed,
+)
 
 METRIC = "val/recall@5"
 FOLDER = "checkpoints"  # inside a workdir
@@ -190,17 +197,6 @@ _EXTRA = ("extra", "metadata")
 _STATE = "state"
 _SUMS = "sums"  # key of `extra`: a checksum for each leaf
 _AGAIN = "copy the checkpoint again, or use another one"
-# Codes by which TensorStore, whose errors are all ValueErrors, says that it cannot get at a file.
-_REFUSALS = (
-    "ABORTED",
-    "CANCELLED",
-    "DEADLINE_EXCEEDED",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "UNAUTHENTICATED",
-    "UNAVAILABLE",
-    "UNKNOWN",
-)
 
 
 def read_extra(path: str | epath.Path) -> dict[str, Any]:
@@ -285,9 +281,9 @@ def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = F
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=handler)) as checkpointer:
             flat = checkpointer.restore(path, args=ocp.args.Composite(state=arguments))["state"]
     except Exception as error:  # Orbax raises no narrower one for arrays that it cannot read
-        raise _damaged(path, error) from error
+        raise unreadable(path, error) from error
     if wrong := problem({name: flat[name] for name in wanted}, _sums(path)):
-        raise _damaged(path, wrong)
+        raise unreadable(path, wrong)
     leaves = [flat[name] for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
 
@@ -298,25 +294,7 @@ def stored_leaves(path: epath.Path, handler: ocp.PyTreeCheckpointHandler) -> dic
         stored = dict(handler.metadata(path / _STATE).tree)
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in stored.items()}
     except Exception as error:  # as above
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: epath.Path, error: object) -> UserError:
-    """Return the error of a checkpoint that cannot be read.
-
-    What the file system, the network or the devices refuse is no proof that the files are damaged.
-    """
-    root = getattr(error, "__cause__", None) or error
-    reason = str(root).split("\n")[0][:200]
-    is_refused = isinstance(root, OSError | MemoryError | jax.errors.JaxRuntimeError)
-    if is_refused or reason.startswith(_REFUSALS):
-        return UserError(
-            f"checkpoint {path} cannot be read ({reason}); try again, or move it away, so that an "
-            "earlier one is taken"
-        )
-    return Damaged(
-        f"checkpoint {path} is damaged ({reason}); move it away, so that an earlier one is taken"
-    )
+        raise unreadable(path, error) from error
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -9,11 +9,23 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from vtalign_jax.errors import UserError
 
 _SEAL = "crc32"
+# Codes by which TensorStore, whose errors are all ValueErrors, says that it cannot get at a file.
+_REFUSALS = (
+    "ABORTED",
+    "CANCELLED",
+    "DEADLINE_EXCEEDED",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+    "UNKNOWN",
+)
 
 
 class Damaged(UserError):
@@ -41,6 +53,24 @@ def problem(leaves: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return f"{name} is not finite"
     return ""
+
+
+def unreadable(path: object, error: object) -> UserError:
+    """Return the error of a checkpoint that cannot be read.
+
+    What the file system, the network or the devices refuse is no proof that the files are damaged.
+    """
+    root = getattr(error, "__cause__", None) or error
+    reason = str(root).split("\n")[0][:200]
+    is_refused = isinstance(root, OSError | MemoryError | jax.errors.JaxRuntimeError)
+    if is_refused or reason.startswith(_REFUSALS):
+        return UserError(
+            f"checkpoint {path} cannot be read ({reason}); try again, or move it away, so that an "
+            "earlier one is taken"
+        )
+    return Damaged(
+        f"checkpoint {path} is damaged ({reason}); move it away, so that an earlier one is taken"
+    )
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
