@@ -98,6 +98,15 @@ def test_without_a_sound_one_nothing_is_moved(tmp_path):
     assert (folder / "1").is_dir()
 
 
+def test_a_checkpoint_that_lacks_parts_is_kept_and_said(tmp_path):
+    folder = _save(tmp_path / "checkpoints")
+    (folder / "2" / "extra" / "metadata").unlink()
+    (said,) = set_damaged_aside(folder)
+    assert f"checkpoint {folder}/2 is not whole; it now lies in {tmp_path}/damaged" in said
+    assert _files(tmp_path / "damaged" / "2" / "state")
+    assert [path.name for path in folder.iterdir() if path.name.isdigit()] == ["1"]
+
+
 def test_what_the_system_refuses_to_open_is_not_moved(tmp_path):
     folder = _save(tmp_path / "checkpoints")
     file = max(_files(folder / "2" / "state"), key=lambda file: file.stat().st_size)

@@ -23,18 +23,20 @@ ASIDE = "damaged"  # beside `checkpoints`, inside a workdir
 def set_damaged_aside(folder: str | epath.Path) -> list[str]:
     """Move checkpoints that do not hold what was saved out of the way; every process calls it.
 
-    The JSON of all is looked at, the arrays only of the newest, from which a run goes on.
+    The JSON of all is looked at, the arrays only of the newest, from which a run goes on. A
+    numbered folder that lacks parts goes, too; in a bucket it is what a killed removal has left.
 
     Args:
       folder: `<workdir>/checkpoints`.
 
     Returns:
-      a line for each.
+      a line for each, in the first process.
 
     Raises:
       UserError: none is sound, or one cannot be read.
     """
-    folder, said = remote.absolute(remote.path(folder)), []
+    folder = remote.absolute(remote.path(folder))
+    said = _set_parts_aside(folder) if jax.process_index() == 0 else []
     steps = sorted(finished_steps(folder), reverse=True)
     sound = None
     for step in steps:
@@ -46,15 +48,35 @@ def set_damaged_aside(folder: str | epath.Path) -> list[str]:
             raise UserError(
                 f"{wrong}; no other one is left: put a copy back, or start a new workdir"
             )
-        said.append(f"warning: {wrong}; it now lies in {folder.parent / ASIDE}")
+        said.append(_line(folder, wrong))
         if jax.process_index() == 0:
-            aside = folder.parent / ASIDE / str(step)
-            if aside.exists():
-                aside.rmtree()
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            (folder / str(step)).rename(aside)
+            _move(folder / str(step))
         multihost_utils.sync_global_devices(f"checkpoint {step} is out of the way")
     return said
+
+
+def _set_parts_aside(folder: epath.Path) -> list[str]:
+    """Move folders of this machine away that are named like checkpoints and are not whole."""
+    if remote.is_remote(folder) or not folder.is_dir():
+        return []
+    whole = finished_steps(folder)
+    numbered = sorted(path for path in folder.iterdir() if path.name.isdigit())
+    parts = [path for path in numbered if int(path.name) not in whole]
+    for path in parts:
+        _move(path)
+    return [_line(folder, f"checkpoint {path} is not whole") for path in parts]
+
+
+def _move(path: epath.Path) -> None:
+    aside = path.parent.parent / ASIDE / path.name
+    if aside.exists():
+        aside.rmtree()
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(aside)
+
+
+def _line(folder: epath.Path, wrong: str) -> str:
+    return f"warning: {wrong}; it now lies in {folder.parent / ASIDE}"
 
 
 def _what_is_wrong(path: epath.Path, *, whole: bool) -> str:
