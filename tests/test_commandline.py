@@ -1,6 +1,3 @@
-import errno
-import os
-
 import pytest
 from absl import app, flags
 from ml_collections import config_flags
@@ -60,21 +57,6 @@ def test_an_unknown_field_and_a_wrong_value_are_one_line(monkeypatch, capsys, er
     with pytest.raises(SystemExit):
         commandline.run(lambda: None)
     assert capsys.readouterr().err == line + "\n"
-
-
-@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EACCES, errno.ENOSPC])
-def test_what_the_file_system_refuses_is_one_line(monkeypatch, capsys, number):
-    def main():
-        raise OSError(number, os.strerror(number), "x" * 3000)
-
-    monkeypatch.setattr(app, "run", lambda guarded, flags_parser: guarded(["train.py"]))
-    with pytest.raises(SystemExit) as end:
-        commandline.run(main)
-    assert end.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {os.strerror(number)}: xxx")
-    assert line.endswith("; name another path, or mend that one")
-    assert len(line) < 300
 
 
 def test_another_error_of_the_system_keeps_its_traceback(monkeypatch):

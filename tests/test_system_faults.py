@@ -36,6 +36,16 @@ def test_other_errors_are_not_told_as_such(error):
     assert system_faults.told(error, "--out=x") is None
 
 
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EACCES])
+def test_a_path_at_fault_is_one_line_that_is_not_too_long(number):
+    error = OSError(number, os.strerror(number), "x" * 3000)
+    line = system_faults.told(error, "--out=x")
+    assert line.startswith(f"{os.strerror(number)}: xxx")
+    assert line.endswith("x; name another path, or mend that one")
+    assert len(line) < 300
+    assert system_faults.told(chained(error, KeyError("a bug")), "--out=x") is None
+
+
 def test_every_sentence_says_how_to_mend_it():
     for number in system_faults.MENDS:
         line = system_faults.told(OSError(number, os.strerror(number), "/a"), "--out=x")

@@ -1,7 +1,6 @@
 """How every command starts: flags parsed, user errors as one line, exit code 2."""
 
 import contextlib
-import errno
 import json
 import math
 import re
@@ -13,20 +12,6 @@ from absl import app, flags, logging
 from vtalign_jax import system_faults
 from vtalign_jax.errors import UserError
 from vtalign_jax.secret_words import redact
-
-# What a path or a disk is at fault for, wherever it is met.
-_OF_THE_SYSTEM = (
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
-)
-_SHOWN = 200  # letters of a path
 
 
 def run(
@@ -79,11 +64,6 @@ def run(
                 _guard(main, argv[1:])
         except UserError as error:
             _fail(error)
-        except OSError as error:
-            if error.errno not in _OF_THE_SYSTEM:
-                raise
-            named = f": {str(error.filename)[:_SHOWN]}" if error.filename else ""
-            _fail(f"{error.strerror}{named}; name another path, or mend that one")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             sys.exit(130)  # as a shell reports SIGINT

@@ -18,6 +18,16 @@ MENDS = {
     errno.EIO: "look at the disk or the network file system of {place}",
     errno.ESTALE: "look at the network file system of {place}",
 }
+# What a path alone is at fault for: of the error itself, not of one that was met on the way.
+_OF_PATHS = (
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+)
+_SHOWN = 200  # letters of a path
 
 
 def told(error: BaseException, place: str) -> str | None:
@@ -31,9 +41,17 @@ def told(error: BaseException, place: str) -> str | None:
         for number, mend in MENDS.items():
             sentence, is_number = os.strerror(number), getattr(each, "errno", None) == number
             if is_number or sentence in str(each):
-                file = getattr(each, "filename", None) or place
+                file = _file(each) or place
                 return f"{sentence}: {mend.format(place=file)}; the same command then goes on"
+    if isinstance(error, OSError) and error.errno in _OF_PATHS:
+        named = f": {_file(error)}" if _file(error) else ""
+        return f"{error.strerror}{named}; name another path, or mend that one"
     return None
+
+
+def _file(error: BaseException) -> str:
+    """Return the beginning of the path that an error names, "" if it names none."""
+    return str(getattr(error, "filename", None) or "")[:_SHOWN]
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
