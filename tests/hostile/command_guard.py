@@ -66,7 +66,8 @@ def run_item(number: int, seeds: pathlib.Path, work: pathlib.Path, watch: guard.
     code, text = os.waitstatus_to_exitcode(status), output.read_text(errors="replace")
     is_at_work = name in _AT_WORK and code in (-signal.SIGKILL, -signal.SIGXCPU)
     said["outcome"] = "refused" if code == 2 else "used"
-    said["opened"] = opened.read_text().splitlines()
+    lines = opened.read_text().splitlines()
+    said["opened"] = [line for line in lines if not _is_named(line, arguments, folder)]
     said["bytes"] = max(0, used.ru_maxrss * 1024 - before)
     said["seconds"] = 0.0 if is_at_work else used.ru_utime + used.ru_stime
     if not is_at_work and (wrong := _wrong(name, code, text)):
@@ -74,6 +75,13 @@ def run_item(number: int, seeds: pathlib.Path, work: pathlib.Path, watch: guard.
     if "error" not in said:
         shutil.rmtree(folder, ignore_errors=True)
     return said
+
+
+def _is_named(line: str, arguments: list[str], folder: pathlib.Path) -> bool:
+    """Return whether a file that was opened is one that the command line itself names."""
+    values = [argument.split("=", 1)[-1] for argument in arguments]
+    named = [os.path.realpath(folder / value) for value in values if value.strip("./~")]
+    return any(line.startswith(path) for path in named)
 
 
 def _wrong(name: str, code: int, text: str) -> str:
