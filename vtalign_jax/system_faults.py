@@ -19,7 +19,7 @@ MENDS = {
     errno.ESTALE: "look at the network file system of {place}",
 }
 # What a path alone is at fault for: of the error itself, not of one that was met on the way.
-_OF_PATHS = (
+OF_PATHS = (
     errno.EACCES,
     errno.EISDIR,
     errno.ELOOP,
@@ -43,7 +43,7 @@ def told(error: BaseException, place: str) -> str | None:
             if is_number or sentence in str(each):
                 file = _file(each) or place
                 return f"{sentence}: {mend.format(place=file)}; the same command then goes on"
-    if isinstance(error, OSError) and error.errno in _OF_PATHS:
+    if isinstance(error, OSError) and error.errno in OF_PATHS:
         named = f": {_file(error)}" if _file(error) else ""
         return f"{error.strerror}{named}; name another path, or mend that one"
     return None

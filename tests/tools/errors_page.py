@@ -6,9 +6,12 @@ tests/test_errors_page.py fails while the page is not what this makes of the sou
 """
 
 import ast
+import os
 import pathlib
 import re
 from collections.abc import Iterator
+
+from vtalign_jax import system_faults
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "errors.md"
@@ -202,9 +205,19 @@ def page() -> str:
                 mend = mend or next(words for shape, words in _ADVICE if re.search(shape, text))
                 lines.append(f"| `{module}` | {_cell(what)} | {_cell(mend)} |")
         lines.append("")
+    lines += ["## What the operating system refuses", "", *_refusals(), ""]
     lines.append(_REASONS_HEAD.strip("\n"))
     lines += ["", *(f"- {reason}" for reason in reasons())]
     return "\n".join(lines) + "\n"
+
+
+def _refusals() -> list[str]:
+    """Return the table of what ends any command, wherever the system says it."""
+    paths = dict.fromkeys(system_faults.OF_PATHS, "name another path, or mend that one")
+    return ["| message | what to do |", "|---|---|"] + [
+        f"| {os.strerror(number)} | {_cell(mend)} |"
+        for number, mend in (system_faults.MENDS | paths).items()
+    ]
 
 
 def _cell(text: str) -> str:
