@@ -37,7 +37,7 @@ from vtalign_jax.evaluation.report.sample import Sample
 from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.evaluation.table import format_table
 from vtalign_jax.feature_cache import keys as feature_cache
-from vtalign_jax.interop.base_files import base_fingerprint
+from vtalign_jax.interop.base_files import TINY, base_fingerprint
 from vtalign_jax.interop.forms import SETTINGS
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.pipeline.dataset import ClipSplit, open_split
@@ -154,7 +154,8 @@ def _main_of_probe() -> None:
     else:
         print(probe.format_probe(found, chance, blocks, overrides))
     named = f"--config.model.base={config.model.base} --config.data.dir={config.data.dir}"
-    next_command = f"python launch/train.py --config=configs/pretrain.py {named}"
+    run = "tiny" if config.model.base == TINY else "pretrain"
+    next_command = f"python launch/train.py --config=configs/{run}.py {named}"
     out = sys.stderr if _JSON.value else sys.stdout
     print("next:", next_command, *overrides, file=out)
 

@@ -37,6 +37,7 @@ from vtalign_jax.pipeline.loader import Batches, make_loader, train_order
 from vtalign_jax.pipeline.mixture import describe, epoch_counts
 from vtalign_jax.pipeline.order import BatchOrder
 from vtalign_jax.pipeline.texts import cut_texts
+from vtalign_jax.pipeline.transforms import check_frames
 from vtalign_jax.training import compiled, manifest, optim, remat, trainable
 from vtalign_jax.training.assemble import Assembly, assemble, load
 from vtalign_jax.training.feed import Feed, compiling
@@ -92,6 +93,7 @@ def main() -> None:
     }
     _say("training {trainable_parameters:,} of {total_parameters:,} parameters".format(**counts))
     tokenizer = ClipTokenizer(model.directory)
+    check_frames(train_split, tokenizer.image_size, config.data.frames)  # before minutes of loading
     _say_cut_texts(train_split, tokenizer, config)
     evaluator = Evaluator(model.bind, mesh, val_split, tokenizer, config, _say)
     fingerprints = _fingerprints(model, config, train_split, val_split)

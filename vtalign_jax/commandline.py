@@ -102,4 +102,6 @@ def _finite(value: object) -> object:
 def _fail(message: object) -> None:
     line = redact(" ".join(str(message).split()))
     print(f"error: {line}", file=sys.stderr, flush=True)
+    # What libraries leave half done, such as Orbax's coroutines, would tell so at the end.
+    sys.unraisablehook = lambda _: None
     sys.exit(2)

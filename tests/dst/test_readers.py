@@ -154,6 +154,8 @@ def test_annotations_takes_files_and_globs_once_each(tmp_path):
         f"{tmp_path}/val/d.tsv",
     ]
     assert expand_paths(f"{tmp_path}/odd[1].json") == [f"{tmp_path}/odd[1].json"]
-    for missing in (f"{tmp_path}/x.json", f"{tmp_path}/*.tsv", f"{tmp_path}", "", " , "):
+    for missing in (f"{tmp_path}/x.json", f"{tmp_path}/*.tsv", "", " , "):
         with pytest.raises(UserError, match=r"no (annotation )?file"):
             expand_paths(missing)
+    with pytest.raises(UserError, match=r"is a folder; give its files, such as '.*/\*\.json'"):
+        expand_paths(str(tmp_path))

@@ -162,7 +162,7 @@ def test_the_base_alone_is_probed_by_block_and_pooling(workdir):
             "leave --checkpoint, --feature_cache and --report out",
         ),
         (["--checkpoint=runs/absent"], "no such checkpoint or workdir runs/absent"),
-        (["--checkpoint={workdir}", "--dataset=absent"], "no dataset in absent"),
+        (["--checkpoint={workdir}", "--dataset=absent"], "/absent; name the folder of one"),
     ],
 )
 def test_user_error_is_one_line_and_code_2(workdir, arguments, expected):

@@ -65,6 +65,8 @@ def expand_paths(patterns: str) -> list[str]:
     found: dict[str, None] = {}
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         matches = [pattern] if remote.is_file(remote.path(pattern)) else _glob(pattern)
+        if not matches and remote.path(pattern).is_dir():
+            raise UserError(f"{pattern} is a folder; give its files, such as '{pattern}/*.json'")
         if not matches:
             raise UserError(f"no annotation file {pattern}; --annotations takes files or globs")
         found.update(dict.fromkeys(matches))

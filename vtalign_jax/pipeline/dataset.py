@@ -344,8 +344,8 @@ def _version_directory(data_dir: epath.Path) -> epath.Path:
     paths = [path for path in root.iterdir() if _version(path)] if root.exists() else []
     if not paths:
         raise UserError(
-            f"no dataset in {data_dir}; make one with: python launch/prepare.py --annotations=... "
-            f"--videos=... --out={data_dir}"
+            f"no dataset in {remote.absolute(data_dir)}; name the folder of one, or make it with: "
+            f"python launch/prepare.py --annotations=... --videos=... --out={data_dir}"
         )
     return max(paths, key=_version)
 

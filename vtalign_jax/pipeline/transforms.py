@@ -89,7 +89,7 @@ class RowMaker:
             or a parent template with an unknown field.
         """
         data = config.data
-        _check_frames(split, tokenizer.image_size, data.frames)
+        check_frames(split, tokenizer.image_size, data.frames)
         with_parent(data.parent_text, "parent", "name")
         self._has_captions = train and config.objective.caption_weight > 0
         try:
@@ -317,7 +317,12 @@ def uniform(*key: int) -> float:
     return (int.from_bytes(digest) >> 11) / 2**53
 
 
-def _check_frames(split: ClipSplit, edge: int, frames: int) -> None:
+def check_frames(split: ClipSplit, edge: int, frames: int) -> None:
+    """Check that the stored frames serve a model of this edge (pixels) and number of frames.
+
+    Raises:
+      UserError: they are smaller, or fewer a clip.
+    """
     for part in split.parts:
         if part.image_size < edge:
             raise UserError(

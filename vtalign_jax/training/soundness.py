@@ -5,6 +5,7 @@ that saving copies to anyway. CRC-32 finds every single flipped byte; nobody for
 """
 
 import json
+import textwrap
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from vtalign_jax.errors import UserError
 
 _SEAL = "crc32"
+_MOST_LETTERS = 200  # of a library's reason
 # Codes by which TensorStore, whose errors are all ValueErrors, says that it cannot get at a file.
 _REFUSALS = (
     "ABORTED",
@@ -61,15 +63,16 @@ def unreadable(path: object, error: object) -> UserError:
     What the file system, the network or the devices refuse is no proof that the files are damaged.
     """
     root = getattr(error, "__cause__", None) or error
-    reason = str(root).split("\n")[0][:200]
+    reason = textwrap.shorten(str(root).split("\n")[0], _MOST_LETTERS, placeholder=" ...")
     is_refused = isinstance(root, OSError | MemoryError | jax.errors.JaxRuntimeError)
     if is_refused or reason.startswith(_REFUSALS):
         return UserError(
-            f"checkpoint {path} cannot be read ({reason}); try again, or move it away, so that an "
-            "earlier one is taken"
+            f"checkpoint {path} cannot be read ({reason}); try again, or move it away, so that "
+            "another one is taken"
         )
     return Damaged(
-        f"checkpoint {path} is damaged ({reason}); move it away, so that an earlier one is taken"
+        f"checkpoint {path} is damaged ({reason}); put a copy back, or move it away, so that "
+        "another one is taken"
     )
 
 
