@@ -128,7 +128,7 @@ def test_a_source_on_another_base_and_none_at_all_are_refused(base, exported, tm
     other = write_base(tmp_path / "other", "idefics3")
     with pytest.raises(UserError, match=r"another base model .*--config\.model\.base"):
         start(other, exported)
-    change(shutil.copytree(exported, tmp_path / "merged") / SETTINGS, form=MERGED)
+    change(shutil.copytree(exported, tmp_path / "merged") / SETTINGS, form=MERGED, weights="0" * 64)
     with pytest.raises(UserError, match=r"holds its own weights; .* as --config\.model\.base"):
         start(base, tmp_path / "merged")
     with pytest.raises(UserError, match="no such checkpoint or workdir"):
