@@ -117,6 +117,7 @@ def test_a_failing_run_ends_the_command_with_its_error(tmp, dataset):
     assert not (out / "0.4-0").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_reaches_the_run_and_the_same_command_goes_on(tmp, dataset):
     out = tmp / "terminated"
     command = arguments(dataset, out, "--presets=plan", "--seeds=0", "--config.train.epochs=40")

@@ -48,6 +48,7 @@ def test_the_memory_of_a_worker_is_that_of_a_process_of_its_own(recordings):
     assert 50 < prepare._peak_mib(settings) < held.nbytes / 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_input_is_measured_on_one_core_beside_torch(recordings, tmp_path):
     plan = make_plan(

@@ -22,6 +22,7 @@ def _row(tmp_path, *flags):
     return json.loads(run("launch/bench.py", "load", *flags).splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_three_ways_of_loading_are_measured_and_the_scratch_folder_is_emptied(base, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -35,6 +35,7 @@ def test_a_signature_that_tells_nothing_gets_one_list_right():
     assert found["paraphrase_is_closer"] == 0.5
 
 
+@pytest.mark.slow
 def test_similarity_is_measured_for_lexical_signatures_and_a_base(tmp_path):
     printed = run("launch/bench.py", "similarity", "--base=tiny")
     rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]

@@ -30,6 +30,7 @@ def losses():
     return _losses(SHAPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"cached": True}, {"microbatch": 2}], ids=str)
 def test_every_way_makes_the_same_steps(losses, changes):
     np.testing.assert_allclose(_losses(SHAPE, **changes), losses, rtol=1e-4)

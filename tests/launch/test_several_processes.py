@@ -141,7 +141,7 @@ def test_a_killed_process_ends_the_others_with_a_line_that_names_it(tmp, killed)
     kill_and_see(processes, killed)
 
 
-@pytest.mark.parametrize("raises", [0, 1])
+@pytest.mark.parametrize("raises", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_error_in_one_process_ends_the_other_with_its_line(tmp, raises):
     ends = finish(start(tmp, 2, 1, "tests/launch/endless_sum.py", f"--raises={raises}"))
     assert [code for code, _ in ends] == [1, 1], ends
