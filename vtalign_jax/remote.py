@@ -69,6 +69,11 @@ def absolute(given: "epath.Path") -> "epath.Path":
     return given if is_remote(given) else given.resolve()
 
 
+def is_within(given: "str | os.PathLike", folder: "str | os.PathLike") -> bool:
+    """Return whether a local path lies in a folder once the links of both are followed."""
+    return Path(os.path.realpath(given)).is_relative_to(os.path.realpath(folder))
+
+
 def is_file(given: "str | os.PathLike") -> bool:
     """Return whether there is a file; epath's own answer is yes for a pipe, which never ends."""
     if is_remote(given):

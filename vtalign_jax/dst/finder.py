@@ -5,13 +5,12 @@ Nothing outside the folders is ever looked at through a uid: see `templates.fill
 
 import dataclasses
 import errno
-import os
 from collections.abc import Callable, Iterable
 
 from etils import epath
 
 from vtalign_jax import remote
-from vtalign_jax.dst.image_folder import is_within, numbered_pictures
+from vtalign_jax.dst.image_folder import numbered_pictures
 from vtalign_jax.dst.layouts import (
     ARROW_EXTENSION,
     BY_DATASET,
@@ -175,8 +174,7 @@ class Finder:
         """Return whether a path lies in one of the folders once links are followed."""
         if remote.is_remote(path):  # which has no links
             return True
-        real = os.path.realpath(path)
-        return any(is_within(real, root) for root in self.roots)
+        return any(remote.is_within(path, root) for root in self.roots)
 
     def _first(
         self, candidates: list[_Candidate], is_wanted: Callable[[epath.Path], bool]

@@ -12,7 +12,6 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from etils import epath
 
@@ -93,7 +92,7 @@ class ImageFolder:
         try:
             if not remote.is_file(path):  # a pipe would never end
                 return FrameFault("damaged picture", f"{path} is no file")
-            if not remote.is_remote(path) and not is_within(os.path.realpath(path), self._path):
+            if not remote.is_remote(path) and not remote.is_within(path, self._path):
                 return FrameFault(
                     "damaged picture", f"{path} is a link that leads out of its folder"
                 )
@@ -103,11 +102,6 @@ class ImageFolder:
             return path.read_bytes()
         except OSError as error:
             return FrameFault("damaged picture", f"{path}: {error}")
-
-
-def is_within(real: str, folder: "str | os.PathLike") -> bool:
-    """Return whether a path without links lies in a folder, wherever links to that lead."""
-    return Path(real).is_relative_to(os.path.realpath(folder))
 
 
 def _rivals(pictures: list[tuple[int, str]]) -> tuple[str, ...]:

@@ -6,13 +6,11 @@ format; `tree.build_videos` turns the raw rows of all files into checked `Video`
 
 import codecs
 import dataclasses
-import os
 import re
 
 from etils import epath
 
 from vtalign_jax import remote
-from vtalign_jax.dst.image_folder import is_within
 from vtalign_jax.dst.json_readers import JSON_FORMATS, read_json
 from vtalign_jax.dst.nodes import RawVideo, Skip
 from vtalign_jax.dst.tables import Columns, is_node_table, read_csv, read_tsv, table_cells
@@ -85,7 +83,7 @@ def _glob(pattern: str) -> list[str]:
     found = [path for path in folder.glob("/".join(parts[first:])) if remote.is_file(path)]
     if not remote.is_remote(pattern):
         for path in found:
-            if not is_within(os.path.realpath(path), folder):
+            if not remote.is_within(path, folder):
                 raise UserError(
                     f"{path} is a link that leads out of {folder or '.'}; name its file itself in "
                     "--annotations, or remove it"

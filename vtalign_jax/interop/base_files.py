@@ -111,7 +111,7 @@ def copy_files(directory: Path, folder: Path, names: Iterable[str]) -> None:
         file = directory / name
         if not file.is_file():
             continue
-        if not any(Path(os.path.realpath(file)).is_relative_to(root) for root in roots):
+        if not any(remote.is_within(file, root) for root in roots):
             raise UserError(f"{file} is a link that leads out of {directory}; put a copy there")
         shutil.copyfile(file, folder / name)
 
