@@ -1,7 +1,8 @@
 """Checksums by which a checkpoint proves that it holds what was saved: its files carry none.
 
-Every leaf is whole on every process, so that process 0 sums up its own copy, from the host memory
-that saving copies to anyway. CRC-32 finds every single flipped byte; nobody forges checkpoints.
+Every leaf is whole on every process, so that process 0 sums up its own, which at worst
+takes each once more off the devices. CRC-32 finds every single flipped byte; nobody forges
+checkpoints.
 """
 
 import json
