@@ -24,13 +24,13 @@ demo: $(STAMP)
 	$(RUN) data/demo/run_demo.py --out=$(DEMO)
 
 test: $(STAMP_DEV)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-all: test test-slow test-old
 
 # Exhaustive matrices and full-size models.
 test-slow: $(STAMP_DEV)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m slow
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
 
 lint: $(STAMP_DEV)
 	$(RUN) -m ruff check .

@@ -12,6 +12,8 @@ from tests.quick_compilation import XLA_FLAGS
 from tests.samples import SAMPLES
 
 DEVICES = 8
+# Folders of files that take longest begin first, so that all test processes end together.
+LONGEST = ("campaigns", "launch", "training", "planning", "feature_cache", "interop", "pipeline")
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -69,6 +71,7 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
     if SAMPLES.is_dir():
         return
     left_out = [item for item in items if item.get_closest_marker("samples")]

@@ -164,7 +164,7 @@ def test_a_run_starts_where_another_ended_and_reads_it_once(tmp, finished, datas
 )
 def test_a_signal_saves_and_the_same_command_goes_on(tmp, finished, dataset, sent, code):
     workdir = tmp / f"ended_by_{sent.name}"
-    kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp / "compiled")}
+    kept = {"JAX_COMPILATION_CACHE_DIR": ""}  # in the workdir
     process = commands.start(*train_arguments(dataset, workdir), **kept)
     metrics = workdir / "metrics.jsonl"
     while not (metrics.exists() and '"step": 5,' in metrics.read_text()):
@@ -175,9 +175,11 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp, finished, dataset, sen
     assert process.returncode == code, output
     assert "the same command goes on" in output
     step = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    compiled = set((tmp / "compiled").iterdir())
+    programs = workdir / "compilation_cache"
+    compiled = set(programs.iterdir())
+    assert compiled
     output = commands.run(*train_arguments(dataset, workdir), **kept)
-    assert set((tmp / "compiled").iterdir()) == compiled  # a second start compiles nothing
+    assert set(programs.iterdir()) == compiled  # a second start compiles nothing
     assert f"resuming after step {step} of 12" in output
     assert rows(workdir) == rows(finished)
 
@@ -233,10 +235,8 @@ def test_a_users_mistake_ends_in_one_line_and_code_2(tmp, dataset, finished, arg
 
 
 def test_texts_cut_short_and_batches_that_stay_short_are_told(tmp, dataset):
-    few = ["--config.data.max_text_tokens=9", "--config.train.contrastive_batch=32"]
-    more = [*few, "--config.train.epochs=1"]
-    arguments = train_arguments(dataset, tmp / "short", *more)
-    output = commands.run(*arguments, JAX_COMPILATION_CACHE_DIR="")
+    more = ["--config.data.max_text_tokens=9", "--config.train.contrastive_batch=32"]
+    more += ["--config.data.feature_cache=nowhere"]  # found out later, and before any compilation
+    output = commands.run(*train_arguments(dataset, tmp / "short", *more), code=2)
     assert re.search(r"warning: \d+ distinct texts are longer than .*max_text_tokens=9", output)
     assert "contrastive_batch=32 is more than the 24 clips" in output
-    assert any((tmp / "short" / "compilation_cache").iterdir())
