@@ -29,7 +29,9 @@ def test_a_setting_is_found_that_fits(tmp_path):
 
 def test_a_plan_as_json_stands_alone_on_standard_output(tmp_path):
     command = [*PLAN, "--topology=v5e:1x1", "--config.tune.dropout=0.0", "--json"]
-    output = run(*command)
+    programs = tmp_path / "programs"
+    output = run(*command, JAX_COMPILATION_CACHE_DIR=str(programs))
+    assert not programs.exists()  # a second plan could not read them
     lines = output.splitlines()
     report = json.loads("\n".join(lines[lines.index("{") :]))
     assert report["fits"]

@@ -14,6 +14,7 @@ _INSTALL = "install what JAX pins with pip install -e '.[tpu]'"
 # length; here there are neither.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # without the devices no program can be read back
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
