@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import threading
+from pathlib import Path
 
 import huggingface_hub
 import jax
@@ -317,6 +319,29 @@ def test_what_a_killed_process_left_is_removed_and_what_it_moved_aside_put_back(
             (first / "marker").write_text("first")
     assert (tmp_path / "out" / "marker").read_text() == "first"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_two_that_replace_one_folder_take_turns(tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", Path.rename
+
+    def write(text):
+        with new_folder(out, "marker", overwrite=True) as folder:
+            (folder / "marker").write_text(text)
+
+    other = threading.Thread(target=write, args=["third"])
+
+    def meet(self, target):
+        if target == out and other.ident is None:  # the first is moved aside
+            other.start()
+            other.join(0.2)
+        return rename(self, target)
+
+    write("first")
+    monkeypatch.setattr(Path, "rename", meet)
+    write("second")
+    other.join()
+    assert (out / "marker").read_text() == "third"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_overwrite_replaces_only_what_an_export_wrote(tmp_path):

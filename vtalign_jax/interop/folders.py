@@ -43,40 +43,52 @@ def new_folder(out: str | Path, marker: str, *, overwrite: bool = False) -> Iter
         return
     out = Path(out).expanduser().resolve()  # of a link, what it names: links are never replaced
     _check_free(out, marker, overwrite)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _clear_remains(out)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}{_UNFINISHED}", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}; choose another --out") from None
-    try:
-        with _opened(work) as descriptor:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)  # `_clear_remains` of others lets it be
-            yield work
-            _grant_umask(work)
+    with contextlib.ExitStack() as writing:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(out.parent):
+                _clear_remains(out)
+                name = f".{out.name}{_UNFINISHED}"
+                work = Path(tempfile.mkdtemp(prefix=name, dir=out.parent))
+                writing.callback(shutil.rmtree, work, ignore_errors=True)
+                writing.enter_context(_locked(work))  # `_clear_remains` of others lets it be
+        except OSError as error:
+            raise UserError(f"cannot write {out}: {error.strerror}; choose another --out") from None
+        yield work
+        _grant_umask(work)
+        with _locked(out.parent):  # others would put back what is moved aside
             _check_free(out, marker, overwrite)
             replaced = work.with_name(work.name + _REPLACED)
             if out.exists():
                 out.rename(replaced)
             work.rename(out)
             shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _clear_remains(out: Path) -> None:
-    """Remove what killed processes left beside `out`; put back what one had moved aside."""
+    """Remove what killed processes left beside `out`; put back what one had moved aside.
+
+    The folder that holds `out` is locked meanwhile.
+    """
     for stale in out.parent.glob(f".{glob.escape(out.name)}{_UNFINISHED}*"):
-        with _opened(stale) as descriptor:
-            try:
+        try:
+            with _opened(stale) as descriptor:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # being written, or on a file system without locks
-                continue
+        except OSError:  # being written, gone meanwhile, or on a file system without locks
+            continue
         if stale.name.endswith(_REPLACED) and not out.exists():
             stale.rename(out)
         else:
             shutil.rmtree(stale, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, once others have let go; without locks nothing is held."""
+    with _opened(folder) as descriptor:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager
