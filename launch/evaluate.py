@@ -81,6 +81,8 @@ def main() -> None:
         return
     if not _CHECKPOINT.value:
         raise UserError("--checkpoint is missing; see --help")
+    if _REPORT.value and jax.process_index() == 0:
+        page.check_writable(_REPORT.value)
     # With --json nothing else stands on standard output.
     with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
         facts, rows, make_sample = _evaluate()

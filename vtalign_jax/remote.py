@@ -13,6 +13,7 @@ Every path of a user goes through `path`, which says in one line what is wrong w
 import base64
 import concurrent.futures
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -94,6 +95,18 @@ def write_bytes(file: "epath.Path", data: bytes) -> None:
     written = file.with_name(file.name + ".new")
     written.write_bytes(data)
     written.replace(file)
+
+
+def check_writable(file: "epath.Path") -> None:
+    """Make a local file's folder, and raise now the OSError that `write_bytes` would end with."""
+    if is_remote(file):
+        return
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    written = file.with_name(file.name + ".new")
+    written.write_bytes(b"")
+    written.unlink()
 
 
 def cache() -> Path:

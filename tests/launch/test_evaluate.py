@@ -163,6 +163,8 @@ def test_the_base_alone_is_probed_by_block_and_pooling(workdir):
         ),
         (["--checkpoint=runs/absent"], "no such checkpoint or workdir runs/absent"),
         (["--checkpoint={workdir}", "--dataset=absent"], "/absent; name the folder of one"),
+        (["--checkpoint={workdir}", "--report={workdir}"], "Is a directory"),
+        (["--checkpoint={workdir}", "--report=/dev/null/page.html"], "name another file"),
     ],
 )
 def test_user_error_is_one_line_and_code_2(workdir, arguments, expected):
@@ -170,4 +172,5 @@ def test_user_error_is_one_line_and_code_2(workdir, arguments, expected):
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert expected in line
+    assert "evaluating" not in done.stdout  # it is found before the work
     assert "Traceback" not in done.stderr

@@ -97,6 +97,16 @@ def write_evaluation(
     return path
 
 
+def check_writable(out: str) -> None:
+    """Find out whether a page can be written, before hours of work for it.
+
+    Raises:
+      UserError: it cannot.
+    """
+    with _writing(path := remote.path(out)):
+        remote.check_writable(path)
+
+
 def report_context(run: Run, dataset: str = "") -> dict[str, Any]:
     """Return what the template of one run shows; `dataset` as in `write_report`."""
     before = run.config.get("data", {}).get("dir", "")
@@ -199,9 +209,15 @@ def _drawn(workdirs: object) -> Iterator[None]:
 
 
 def _write(path: epath.Path, page: str) -> None:
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remote.write_bytes(path, page.encode("utf-8", errors="replace"))  # lone surrogates of names
+
+
+@contextlib.contextmanager
+def _writing(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}; name another file") from None
 
