@@ -4,7 +4,7 @@ import pytest
 
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.embedding_files import EMBED, EMBED_SCRIPT
-from vtalign_jax.interop.forms import FORMS, PEFT, SENTENCE_TRANSFORMERS
+from vtalign_jax.interop.forms import FORMS, MERGED, PEFT, SENTENCE_TRANSFORMERS
 from vtalign_jax.interop.programs import refuse_programs
 
 
@@ -35,3 +35,15 @@ def test_any_other_program_in_an_export_is_named(tmp_path):
     (tmp_path / "modeling.py").write_text("")
     with pytest.raises(UserError, match=r"modeling\.py is none"):
         refuse_programs(tmp_path, FORMS[SENTENCE_TRANSFORMERS])
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "1_Dense/pytorch_model.bin", "head.pkl"])
+def test_pickled_weights_are_refused(tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    for form in (PEFT, MERGED, SENTENCE_TRANSFORMERS):
+        refuse_programs(tmp_path, FORMS[form])
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{name} may be a pickle.*: remove it"):
+        refuse_programs(tmp_path, FORMS[PEFT])

@@ -22,12 +22,13 @@ from vtalign_jax.interop.base_files import (
 )
 from vtalign_jax.interop.embedding_files import Parts
 from vtalign_jax.interop.peft import module_of
+from vtalign_jax.interop.programs import PICKLED
 
 NOT_A_BASE = "sentence_bert_config.json"
 _WEIGHTS = "model.safetensors"
 # The base's weights in other formats would stand beside the merged ones and be others.
 _OTHER_WEIGHTS = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npz"),
+    *(*PICKLED, ".safetensors", ".h5", ".msgpack", ".npz"),
     *(".onnx", ".onnx_data", ".gguf", ".index.json"),
 )
 _PROGRAMS = (".py",)  # nothing of an export is run but what this package wrote

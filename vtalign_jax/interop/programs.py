@@ -12,14 +12,16 @@ from vtalign_jax.interop.forms import Form
 # imports those that are not its own from there.
 _CLASS_FILES = ("modules.json", "router_config.json")
 _CLASSES = "sentence_transformers."
+# Weights as Python objects, which older libraries unpickle: that runs what they say. None of ours.
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def refuse_programs(folder: Path, form: Form) -> None:
     """Refuse an export whose own code a verification would run.
 
     Raises:
-      UserError: it holds a program that no export of this version has, or names classes that are
-        not the library's.
+      UserError: it holds a program that no export of this version has, or pickled weights, or
+        names classes that are not the library's.
     """
     ours = EMBED_SCRIPT.read_bytes()
     for file in sorted(folder.rglob("*.py")):
@@ -28,6 +30,12 @@ def refuse_programs(folder: Path, form: Form) -> None:
             raise UserError(
                 f"{file} is none of this version's programs, and verifying would run it; read it, "
                 f"then remove it (an {EMBED}: put {EMBED_SCRIPT} in its place)"
+            )
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in PICKLED:
+            raise UserError(
+                f"{file} may be a pickle, and verifying would run what it says; exports hold "
+                "safetensors alone: remove it, or copy the export again"
             )
     for file in (found for name in _CLASS_FILES for found in folder.rglob(name)):
         try:
