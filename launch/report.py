@@ -5,8 +5,11 @@ r"""Report: draw a run, or several side by side, as one HTML file that needs no 
 
 Training writes the report of its workdir at each evaluation; this draws it again, with what has
 come since: exports, groundings, or a newer version of the page. --dataset says where the dataset
-is now, if it has moved; without it the page has no frames.
+is now, if it has moved or this is another folder than the run was started in; without it the page
+has no frames, and a warning says so.
 """
+
+import sys
 
 from absl import flags
 
@@ -38,8 +41,13 @@ def main(*more: str) -> None:
     if compared:
         written = page.write_comparison([remote.path(each) for each in compared], _OUT.value)
     else:
-        written = page.write_report(remote.path(_WORKDIR.value), _OUT.value, _DATASET.value)
+        workdir = remote.path(_WORKDIR.value)
+        written = page.write_report(workdir, _OUT.value, _DATASET.value, _warn)
     print(f"report: {written}")
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

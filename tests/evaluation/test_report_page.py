@@ -173,9 +173,11 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_drawn(tmp_path):
     (workdir / "grounding" / "video.json").write_text("[1, 2]")
     (workdir / "grounding" / "odd.json").write_text('{"texts": [3, {"spans": "x"}], "metrics": 1}')
     write_json(workdir / "exports" / "merged" / "certificate.json", {"results": [{"torch": 1}]})
-    text = page.write_report(workdir).read_text()
+    warnings = []
+    text = page.write_report(workdir, warn=warnings.append).read_text()
     for name in ("evaluation_sample.npz", "confused.jsonl", "video.json"):
         assert f"Could not be read: <bdi>{name}" in text or f"{name}:" in text
+        assert any(name in line for line in warnings)
     assert "certificate not understood" in text
     assert "0.200 to 0.900" in text
 

@@ -34,13 +34,19 @@ _OPEN = 3  # groundings, the summary among them; the others open at a touch
 _CUT = 90  # letters shown of a name; the rest on hover
 
 
-def write_report(workdir: str | epath.Path, out: str = "", dataset: str = "") -> epath.Path:
+def write_report(
+    workdir: str | epath.Path,
+    out: str = "",
+    dataset: str = "",
+    warn: Callable[[str], None] = lambda line: None,
+) -> epath.Path:
     """Write the page of a run; return where.
 
     Args:
       workdir: of `launch/train.py`.
       out: a file; by default `report.html` in the workdir.
       dataset: where the run's dataset is, by default where it was.
+      warn: called with a line for each thing that the page lacks.
 
     Raises:
       UserError: it is no workdir, or the page cannot be written.
@@ -48,8 +54,14 @@ def write_report(workdir: str | epath.Path, out: str = "", dataset: str = "") ->
     run = read_run(workdir)
     path = remote.path(out) if out else run.workdir / FILE
     with _drawn(workdir):
-        page = render("report.html.j2", report_context(run, dataset))
+        context = report_context(run, dataset)
+        page = render("report.html.j2", context)
     _write(path, page)
+    for fault in run.faults:
+        warn(f"could not be read: {fault}")
+    gallery = context["gallery"]
+    if gallery and gallery.absent:
+        warn(f"pictures are left out ({gallery.absent}); --dataset says where the dataset is now")
     return path
 
 
