@@ -32,6 +32,7 @@ def test_a_config_file_that_does_not_load_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: cannot load the file of --config: ")
     assert reason in line
+    assert "[Errno" not in line
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,44 @@ def test_an_unknown_field_and_a_wrong_value_are_one_line(monkeypatch, capsys, er
     with pytest.raises(SystemExit):
         commandline.run(lambda: None)
     assert capsys.readouterr().err == line + "\n"
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("--frames=eight", "--frames=eight is no whole number"),
+        ("--rate=fast", "--rate=fast is no number"),
+        ("--form=nope", "--form=nope is none of peft|merged"),
+        ("--push=maybe", "--push=maybe is neither true nor false"),
+        ("--frames=-1", "--frames=-1: -1 is not a non-negative integer"),
+        ("--framse=8", "no flag --framse; did you mean frames?"),
+        ("--x=8", "no flag --x; see --help"),
+        ("--form", "--form has no value; a flag is --name=value"),
+    ],
+)
+def test_a_wrong_flag_is_told_in_our_words(monkeypatch, capsys, argument, line):
+    assert _ended(monkeypatch, argument) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_help_is_no_failure(monkeypatch, capsys):
+    assert not _ended(monkeypatch, "--help")
+    assert "--helpfull" in capsys.readouterr().out
+
+
+def _ended(monkeypatch, argument):
+    """Return how a command with some flags ends."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer("frames", 8, "", 0, flag_values=values)
+    flags.DEFINE_float("rate", 1.0, "", flag_values=values)
+    flags.DEFINE_enum("form", "peft", ["peft", "merged"], "", flag_values=values)
+    flags.DEFINE_bool("push", False, "", flag_values=values)
+    flags.DEFINE_flag(app.HelpFlag(), values)
+    monkeypatch.setattr(flags, "FLAGS", values)
+    monkeypatch.setattr(app, "run", lambda _, flags_parser: flags_parser(["a.py", argument]))
+    with pytest.raises(SystemExit) as end:
+        commandline.run(lambda: None)
+    return end.value.code
 
 
 def test_another_error_of_the_system_keeps_its_traceback(monkeypatch):

@@ -13,6 +13,20 @@ from vtalign_jax import system_faults
 from vtalign_jax.errors import UserError
 from vtalign_jax.secret_words import redact
 
+# What absl and ml_collections say of a flag, and how a user can read it.
+_PLAINER = (
+    (r"flag (--[^=]+=.*): invalid literal for int\(\).*", r"\1 is no whole number"),
+    (r"flag (--[^=]+=.*): could not convert string to float.*", r"\1 is no number"),
+    (r"flag (--[^=]+=.*): value should be one of <(.*)>", r"\1 is none of \2"),
+    (r"flag (--[^=]+=.*): \('Non-boolean argument.*", r"\1 is neither true nor false"),
+    (r"flag (--[^=]+=.*)", r"\1"),
+    (r"Unknown command line flag '([^']+)'", r"no flag --\1; see --help"),
+    (r"Unknown .* flag '([^']+)'\. Did you mean: (.*) \?", r"no flag --\1; did you mean \2?"),
+    (r"Missing value for flag (--\S+)", r"\1 has no value; a flag is --name=value"),
+    (r"ERROR:: (.*)", r"\1"),
+    (r".*\[Errno \d+\] (.*)", r"\1; name a file such as configs/pretrain.py"),
+)
+
 
 def run(
     main: Callable[..., None],
@@ -23,7 +37,8 @@ def run(
 ) -> None:
     """Parse the flags, call `main`, and end with `error: ...` and code 2 on a user's mistake.
 
-    absl exits with 1 on a bad flag and ml_collections with a traceback, hence an own parser.
+    absl exits with 1 on a bad flag and on --help, ml_collections with a traceback, hence an own
+    parser.
 
     Args:
       main: called once the flags are parsed, without arguments or with the part.
@@ -51,9 +66,11 @@ def run(
             mend = f"did you mean {hint[1]}?" if hint else "vtalign_jax/config.py lists the fields"
             _fail(f"--config has no field {field[0] if field else said}; {mend}")
         except (flags.Error, UserError, TypeError, ValueError) as error:
-            _fail(error)
+            _fail(_plainer(error))
         except (OSError, SyntaxError, ImportError, NameError) as error:  # of ml_collections
-            _fail(f"cannot load the file of --config: {str(error).split('Attempted ')[-1]}")
+            _fail(f"cannot load the file of --config: {_plainer(error)}")
+        except SystemExit:  # --help has been shown, which absl ends with 1
+            sys.exit()
         return rest
 
     def guarded(argv: list[str]) -> None:
@@ -84,6 +101,14 @@ def _guard(main: Callable[..., None], arguments: list[str]) -> None:
         if line is None:
             raise
         raise UserError(line) from error
+
+
+def _plainer(error: Exception) -> str:
+    line = " ".join(str(error).split())
+    for theirs, ours in _PLAINER:
+        if found := re.fullmatch(theirs, line):
+            return found.expand(ours)
+    return line
 
 
 def print_json(value: object) -> None:

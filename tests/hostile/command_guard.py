@@ -92,8 +92,7 @@ def _wrong(name: str, code: int, text: str) -> str:
     if code == 2 and errors != 1:
         return f"code 2 with {errors} error lines"
     if code not in (0, 1, 2) or (code == 1 and name not in (*_FINDS, "export")):
-        is_help = code == 1 and "flags:" in text
-        return "" if is_help else f"code {code}"
+        return f"code {code}"
     return ""
 
 
