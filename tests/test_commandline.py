@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+
 import pytest
 from absl import app, flags
 from ml_collections import config_flags
@@ -96,6 +100,17 @@ def _ended(monkeypatch, argument):
     with pytest.raises(SystemExit) as end:
         commandline.run(lambda: None)
     return end.value.code
+
+
+def test_ctrl_c_while_a_command_still_imports_is_one_line():
+    code = "from vtalign_jax import commandline; raise {}"
+    lines = {}
+    for error in ("KeyboardInterrupt", "OSError"):
+        command = [sys.executable, "-c", code.format(error)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines[error] = done.returncode, done.stderr
+    assert lines["KeyboardInterrupt"] == (-signal.SIGINT, "interrupted\n")
+    assert lines["OSError"][1].startswith("Traceback")
 
 
 def test_another_error_of_the_system_keeps_its_traceback(monkeypatch):

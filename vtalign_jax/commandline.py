@@ -82,7 +82,7 @@ def run(
         except UserError as error:
             _fail(error)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
+            _say_interrupted()
             sys.exit(130)  # as a shell reports SIGINT
 
     app.run(guarded, flags_parser=parse)
@@ -124,9 +124,24 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _say_interrupted() -> None:
+    print("interrupted", file=sys.stderr, flush=True)
+
+
+def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """Say of Ctrl-C before `run`, while libraries are imported, what `run` says of it."""
+    if kind is KeyboardInterrupt:
+        _say_interrupted()  # Python then ends by SIGINT itself
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 def _fail(message: object) -> None:
     line = redact(" ".join(str(message).split()))
     print(f"error: {line}", file=sys.stderr, flush=True)
     # What libraries leave half done, such as Orbax's coroutines, would tell so at the end.
     sys.unraisablehook = lambda _: None
     sys.exit(2)
+
+
+sys.excepthook = _tell_uncaught  # set here, as commands import what takes seconds after this
