@@ -130,7 +130,8 @@ def _render(plan: Plan, here: str, out: str, max_skipped: float, machines: Machi
         raise UserError(f"cannot write below --out={out}: {error}") from None
     if not plan.jobs:
         where = f"{plan.settings.annotations} at --levels={plan.settings.levels}"
-        raise UserError(f"no usable node in {where}; see {skipped}")
+        reasons = ", ".join(dict.fromkeys(skip.reason for skip in plan.skips))
+        raise UserError(f"no usable node in {where}{reasons and f' ({reasons})'}; see {skipped}")
     videos = len({job.source.path for jobs in plan.jobs.values() for job in jobs})
     where = machines.beam_runner or f"{machines.workers} process(es)"
     print(f"rendering {plan.num_clips} clips of {videos} videos, {where}", flush=True)

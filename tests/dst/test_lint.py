@@ -186,7 +186,7 @@ def test_levels_that_choose_nothing_are_an_error(tmp_path):
     assert found.check == "reversed times"
     (tmp_path / "train.json").write_text("[]")
     (found,) = lint(Settings(f"{tmp_path}/train.json", ""), Options()).findings
-    assert found.check == "no node at these levels"
+    assert (found.check, found.where, found.clips) == ("no recordings", "train.json", 0)
 
 
 def test_limit_videos_takes_the_videos_that_prepare_takes(folder):

@@ -86,6 +86,13 @@ def test_the_content_says_which_format_it_is_not_the_extension(tmp_path, extensi
         assert skips == []
 
 
+@pytest.mark.parametrize("content", ["[]", CSV.splitlines()[0]])
+def test_a_file_without_rows_is_named(tmp_path, content):
+    videos, (skip,) = read_annotations(_write(tmp_path / "v1.txt", content))
+    assert videos == []
+    assert (skip.reason, skip.where, skip.clips) == ("no recordings", "v1.txt", 0)
+
+
 def test_a_forced_format_is_the_only_one_tried(tmp_path):
     both = ROW | {"all_step_descriptions": "[1.0s-2.0s] one\n[2.0s-3.0s] two"}
     path = _write(tmp_path / "a.json", [both])

@@ -202,7 +202,9 @@ def test_files_that_are_no_video_are_refused_with_a_reason(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(FrameError, match="unreadable video"):
             VideoFile(str(tmp_path / name))
-    with pytest.raises(FrameError, match="unreadable video"):
+    with pytest.raises(FrameError, match=r"unreadable video: .*empty\.mp4: the file is empty$"):
+        VideoFile(str(tmp_path / "empty.mp4"))
+    with pytest.raises(FrameError, match=r"unreadable video: .*No such file"):
         VideoFile(str(tmp_path / "missing.mp4"))
 
 

@@ -15,6 +15,7 @@ ADVICE = {  # by check, for those whose name does not say it all
     "unreadable annotation file": "mend the file, or leave it out of --annotations",
     "row in no known form": "a video has video_uid and nodes; see --format",
     "another number of cells than the header": "a separator or quote too many, or too few",
+    "no recordings": "the file holds no row; leave it out of --annotations",
     "no nodes": "the video is annotated with nothing; remove the row",
     "unsafe uid": "uids become file names: no .., no slash, no control character",
     "rows of one video disagree": "the first row is kept; make them equal, or split the uid",

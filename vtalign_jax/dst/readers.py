@@ -96,6 +96,8 @@ def read_annotations(
 ) -> tuple[list[RawVideo], list[Skip]]:
     """Return the rows of one annotation file, and the rows whose form could not be read.
 
+    A file without any row is named among the latter.
+
     Args:
       path: the file.
       form: one of `FORMATS`; "" recognises the format by content. The rows of one JSON file may
@@ -113,6 +115,8 @@ def read_annotations(
         rows, skips = read_csv(text, path, columns or Columns())
     else:
         rows, skips = read_json(text, path, form)
+    if not rows and not skips:
+        skips = [Skip("", "", "no recordings", clips=0, where=epath.Path(path).name)]
     split = _split(path, {row.uid for row in rows})
     dataset = _dataset_of_file(path)
     rows = [dataclasses.replace(r, split=split, dataset=r.dataset or dataset) for r in rows]

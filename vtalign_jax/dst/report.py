@@ -81,7 +81,7 @@ def check_share(skips: list[Skip], taken: int, max_skipped: float, where: Any) -
     lost = sum(skip.clips for skip in skips)
     if lost <= max_skipped * (lost + taken):
         return
-    reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(skips))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(skips) if count)
     raise UserError(
         f"{lost} of {lost + taken} clips are skipped ({reasons}), more than "
         f"--max_skipped={max_skipped:g} allows; see {where}, mend them or raise --max_skipped"

@@ -259,4 +259,12 @@ def _open_container(path: str) -> Any:
         source = epath.Path(path).open("rb") if "://" in path else path
         return av.open(source, options=_OPENING, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
-        raise FrameError("unreadable video", f"{path}: {error}") from None
+        reason = "the file is empty" if _is_empty(path) else error
+        raise FrameError("unreadable video", f"{path}: {reason}") from None
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        return epath.Path(path).stat().length == 0
+    except OSError:
+        return False
