@@ -26,6 +26,7 @@ from vtalign_jax.doctor.examination import CHECKS, Checked, examine
 from vtalign_jax.doctor.subject import Subject
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.base_files import TINY, resolve_base
+from vtalign_jax.wording import counted
 
 _BASE = flags.DEFINE_string("base", TINY, "directory or hub id of the base to look at")
 _BASE_WEIGHTS = flags.DEFINE_bool("base_weights", False, "run the model's checks on its weights")
@@ -43,7 +44,8 @@ def main() -> None:
     processor = resolve_base(_BASE.value)
     subject = Subject(processor if _BASE_WEIGHTS.value else resolve_base(TINY), processor)
     if not _JSON.value:
-        _say(f"{_machine()}; about two minutes, most of them to compile")
+        how_long = "" if _CHECKS.value else "; about two minutes, most of them to compile"
+        _say(f"{_machine()}{how_long}")
     checked = []
     for found in examine(subject, _CHECKS.value or CHECKS):
         checked.append(found)
@@ -70,8 +72,8 @@ def _machine() -> str:
 
 def _verdict(failed: list[str], count: int) -> str:
     if failed:
-        return f"{len(failed)} of {count} checks FAILED: {', '.join(failed)}"
-    return f"all {count} checks passed"
+        return f"{len(failed)} of {counted(count, 'check')} FAILED: {', '.join(failed)}"
+    return f"{'all ' * (count > 1)}{counted(count, 'check')} passed"
 
 
 def _as_json(checked: list[Checked], seconds: float) -> dict:

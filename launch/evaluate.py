@@ -45,6 +45,7 @@ from vtalign_jax.pipeline.mixture import describe
 from vtalign_jax.secret_words import redact
 from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.trained import Trained, load_trained
+from vtalign_jax.wording import counted
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "workdir (its best checkpoint is taken), checkpoint, or export"
@@ -99,8 +100,9 @@ def main() -> None:
     else:
         found = rows["chance"].metrics
         name = f"{facts['dataset']}, {facts['split']}"
-        texts = "texts with their parent's" if facts["parent_text"] else "texts"
-        print(f"{name}: {found['clips']:,} clips, {found['texts']:,} distinct {texts}")
+        parents = " with their parent's" if facts["parent_text"] else ""
+        shown = f"{counted(found['clips'], 'clip')}, {counted(found['texts'], 'distinct text')}"
+        print(f"{name}: {shown}{parents}")
         print(format_table(rows))
     if _REPORT.value:
         print(f"report: {_draw(facts, rows, make_sample())}", file=out)

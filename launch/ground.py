@@ -39,6 +39,7 @@ from vtalign_jax.evaluation.grounding_metrics import Answer, format_metrics
 from vtalign_jax.evaluation.spans import WIDTHS, WindowGrid
 from vtalign_jax.evaluation.timeline import ROWS, draw_timeline
 from vtalign_jax.training.trained import Trained, load_trained
+from vtalign_jax.wording import counted
 
 _SHOWN = 12  # texts of a video whose spans are printed
 
@@ -97,7 +98,7 @@ def _ground() -> dict[str, Any]:
     window = trained.facts["window_seconds"]
     asked = grounding_documents.settings_shown(grid, trained.source, args.nms_iou, window)
     count = sum(len(job.questions) for job in found.jobs)
-    say(f"asking {count:,} texts of {len(found.jobs):,} videos: compiling first")
+    say(f"asking {counted(count, 'text')} of {counted(len(found.jobs), 'video')}: compiling first")
     documents, answers, began = [], [], time.monotonic()
     names = grounding_files.file_names(job.name for job in found.jobs)
     for number, (job, name) in enumerate(zip(found.jobs, names, strict=True), 1):
@@ -118,7 +119,7 @@ def _ground() -> dict[str, Any]:
     grounding_files.write_summary(out, whole)
     if whole["metrics"]:
         say(format_metrics(whole["metrics"]))
-    say(f"wrote {len(documents)} of {len(documents) + len(failed)} videos to {out}")
+    say(f"wrote {len(documents)} of {counted(len(documents) + len(failed), 'video')} to {out}")
     return whole | {"videos": documents, "workdir": workdir}
 
 
@@ -175,8 +176,9 @@ class _Progress:
 def _print_video(document: dict[str, Any], place: str) -> None:
     windows, texts = document["windows"], document["texts"]
     lost = "".join(f"; {n} left out: {reason}" for reason, n in windows["lost"].items())
-    said = f"{_shown(document['video'])}: {document['seconds']:.1f} s, {windows['count']:,} windows"
-    print(f"{said}, {len(texts):,} texts{lost}{place}", flush=True)
+    counts = f"{counted(windows['count'], 'window')}, {counted(len(texts), 'text')}"
+    said = f"{_shown(document['video'])}: {document['seconds']:.1f} s, {counts}"
+    print(f"{said}{lost}{place}", flush=True)
     if len(texts) > _SHOWN or (document["metrics"] and len(texts) > 1):
         return
     for text in texts:

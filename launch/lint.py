@@ -33,6 +33,7 @@ from vtalign_jax.dst.settings_flags import define_settings_flags, shown_flags, t
 from vtalign_jax.dst.typeface import Typeface, load_typeface
 from vtalign_jax.errors import UserError
 from vtalign_jax.processes import make_pool, map_in_order
+from vtalign_jax.wording import counted
 
 define_settings_flags()
 flags.DEFINE_integer("max_text_chars", Options.max_text_chars, "A longer text is a warning.")
@@ -134,7 +135,7 @@ def _print_report(linted: Linted, settings: Settings) -> None:
         print(line)
     print(lint_report.outlook(linted, flags.FLAGS.max_skipped))
     counts = lint_report.count_severities(linted.findings)
-    shown = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count]
+    shown = [counted(count, name) for name, count in counts.items() if count]
     print(f"found {', '.join(shown) or 'nothing wrong'}")
 
 

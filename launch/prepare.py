@@ -32,6 +32,7 @@ from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Plan, make_plan
 from vtalign_jax.dst.settings_flags import define_settings_flags, typed_settings
 from vtalign_jax.errors import UserError
+from vtalign_jax.wording import counted
 
 define_settings_flags()
 flags.DEFINE_string("out", "datasets/dst_clips", "Where the dataset goes.")
@@ -134,7 +135,10 @@ def _render(plan: Plan, here: str, out: str, max_skipped: float, machines: Machi
         raise UserError(f"no usable node in {where}{reasons and f' ({reasons})'}; see {skipped}")
     videos = len({job.source.path for jobs in plan.jobs.values() for job in jobs})
     where = machines.beam_runner or f"{machines.workers} process(es)"
-    print(f"rendering {plan.num_clips} clips of {videos} videos, {where}", flush=True)
+    print(
+        f"rendering {counted(plan.num_clips, 'clip')} of {counted(videos, 'video')}, {where}",
+        flush=True,
+    )
     progress = report.ProgressLine(plan.num_clips, "prepare")
     listeners = Listeners(progress.advance, progress.say, check_skips)
     try:

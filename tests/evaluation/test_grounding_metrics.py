@@ -85,5 +85,5 @@ def test_a_text_without_a_level_counts_in_all_alone_and_nothing_gives_nothing():
     assert list(found) == ["all"]
     assert grounding_metrics([]) == {}
     lines = format_metrics(found).splitlines()
-    assert lines[2].startswith("all, 1 texts")
+    assert lines[2].startswith("all, 1 text ")
     assert [line.split()[-4:] for line in lines[2:]] == [["1.000"] * 4] * 3

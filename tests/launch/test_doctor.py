@@ -19,6 +19,7 @@ def test_checks_that_are_named_run_and_are_one_line_each(tmp_path):
     lines = doctor(tmp_path, "--checks=pixels,collectives").splitlines()
     first, *found, last = lines
     assert "1 x cpu" in first
+    assert "minutes" not in first  # those of all checks
     assert [line.split()[:2] for line in found] == [["pass", "pixels"], ["pass", "collectives"]]
     assert all("(limit " in line for line in found)
     assert last.startswith("all 2 checks passed")

@@ -25,6 +25,7 @@ from vtalign_jax.dst.splits import assign_splits, settle_leakage
 from vtalign_jax.dst.tree import Checked
 from vtalign_jax.errors import UserError
 from vtalign_jax.processes import make_pool, map_in_order
+from vtalign_jax.wording import counted
 
 Key = tuple[str, str]  # split and uid: a uid may stand in several splits
 
@@ -94,14 +95,16 @@ def lint(settings: Settings, options: Options) -> Linted:
         findings += _check_levels(checked, settings.levels)
     jobs: dict[Key, list[Job]] = {}
     if finder:
-        options.say(f"looking for the frames of {len(videos):,} videos in {settings.videos}")
+        options.say(
+            f"looking for the frames of {counted(len(videos), 'video')} in {settings.videos}"
+        )
         jobs, found = _find(videos, finder, settings)
         findings += found
     if settings.limit_videos:
         videos = _first(videos, settings.limit_videos, jobs if finder else None)
         checked = _only(checked, {video.uid for video in videos})
     nodes = sum(len(video.nodes) for video in videos)
-    options.say(f"checking {nodes:,} nodes of {len(videos):,} videos")
+    options.say(f"checking {counted(nodes, 'node')} of {counted(len(videos), 'video')}")
     findings += [from_remark(remark, "error") for remark in refused]
     findings += map(from_skip, checked.skips)
     findings += map(from_remark, checked.warnings)

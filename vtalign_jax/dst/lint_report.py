@@ -11,6 +11,7 @@ from vtalign_jax.dst.nodes import LEVELS
 from vtalign_jax.dst.pairs import is_chosen, parse_levels
 from vtalign_jax.dst.plan import SPLITS
 from vtalign_jax.dst.report import split_table
+from vtalign_jax.wording import counted
 
 _EXAMPLES = 3  # of each check
 _MOST_CHARACTERS = 300  # of an example
@@ -32,7 +33,7 @@ def table_lines(findings: list[Finding]) -> list[str]:
                 by_check.setdefault(found.check, []).append(found)
         if by_check:
             total = sum(map(len, by_check.values()))
-            lines.append(f"{total} {_plural(severity, total)}: {meaning}")
+            lines.append(f"{counted(total, severity)}: {meaning}")
         for check, of_check in sorted(by_check.items(), key=lambda item: -len(item[1])):
             advice = f": {ADVICE[check]}" if check in ADVICE else ""
             lines.append(f"  {len(of_check)} x {check}{advice}")
@@ -89,7 +90,9 @@ def outlook(linted: Linted, max_skipped: float) -> str:
     """Return what `prepare` would do with all this, as one line."""
     lost = clips_left_out(linted.findings)
     share = lost / max(1, lost + linted.taken)
-    line = f"prepare would take {linted.taken:,} clips and leave out {lost:,} ({share:.1%})"
+    line = (
+        f"prepare would take {counted(linted.taken, 'clip')} and leave out {lost:,} ({share:.1%})"
+    )
     return (
         f"{line}, more than --max_skipped={max_skipped:g} allows" if share > max_skipped else line
     )
@@ -114,10 +117,6 @@ def clips_left_out(findings: list[Finding]) -> int:
 
 def _number(value: float) -> str:
     return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}s"
 
 
 def _example(found: Finding) -> str:

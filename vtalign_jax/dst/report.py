@@ -14,6 +14,7 @@ from etils import epath
 
 from vtalign_jax.dst.nodes import Remark, Skip
 from vtalign_jax.errors import UserError
+from vtalign_jax.wording import counted
 
 MAX_SKIPPED = 0.05  # share of the clips, unless --max_skipped says otherwise
 
@@ -129,7 +130,9 @@ def closing_table(
     rows = split_table({split: _measures(t, num_bytes[split]) for split, t in tables.items()})
     taken = sum(table.num_rows for table in tables.values())
     lost = sum(skip.clips for skip in skips)
-    rows.append(f"taken {taken} clips, skipped {lost} ({lost / max(1, lost + taken):.1%})")
+    rows.append(
+        f"taken {counted(taken, 'clip')}, skipped {lost} ({lost / max(1, lost + taken):.1%})"
+    )
     rows += [f"  {count} skipped: {reason}" for reason, count in count_reasons(skips)]
     if dropped:
         rows.append(f"  {dropped} dropped from train: recording also in val or test")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vtalign_jax.evaluation.spans import interval_iou
+from vtalign_jax.wording import counted
 
 THRESHOLDS = (0.3, 0.5, 0.7)  # of the IoU, from which on an answer is right
 ROWS = ("model", "random", "best")
@@ -74,7 +75,7 @@ def format_metrics(metrics: dict[str, dict]) -> str:
     head = _line("", "", _HEADINGS)
     lines = [head, "-" * len(head)]
     for name, group in itertools.islice(metrics.items(), 1 if len(metrics) == 2 else None):
-        title = f"{name}, {group['questions']:,} texts"
+        title = f"{name}, {counted(group['questions'], 'text')}"
         for row in ROWS:
             cells = [f"{group[row][metric]:.3f}" for metric in metric_names()]
             lines.append(_line("" if row != ROWS[0] else title, row, cells))
