@@ -63,6 +63,7 @@ def main() -> None:
     else:
         _write(plan, args.out, args.max_skipped, machines)
         print(f"wrote {dataset_path(args.out)}, skipped clips in {_skipped(args.out)}")
+    print("pretrain.py trains SmolVLM 2.2B, on TPUs; --config=configs/tiny.py tries it on a laptop")
     print(_next_command(plan, args.out))
 
 

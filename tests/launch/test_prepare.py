@@ -130,6 +130,7 @@ def test_it_ends_with_a_table_and_the_next_command(tree, from_arrow):
     assert any(line.startswith(f"prepare: {clips}/{clips} clips") for line in lines)
     last = "next: python launch/train.py --config=configs/pretrain.py --config.data.dir="
     assert lines[-1] == f"{last}{out}"
+    assert "--config=configs/tiny.py tries it on a laptop" in lines[-2]
     assert done.stderr == ""
     assert (out / "skipped.jsonl").read_text() == ""
 
