@@ -9,6 +9,7 @@ import pytest
 
 from tests import commands
 from tests.pipeline.clip_fixtures import FRAMES, jpeg, make_clip, write_dataset
+from vtalign_jax.training import ablation, manifest
 from vtalign_jax.training.ablation import FIGURES
 
 SIZE = 64  # pixels, of the tiny base
@@ -105,6 +106,18 @@ def test_a_run_of_another_configuration_in_the_way_is_named(tmp, dataset, finish
     more = ["--presets=plan", "--seeds=3", "--config.tune.rank=3"]
     line = commands.one_error_line(commands.run(*arguments(dataset, out, *more), code=2))
     assert "config.tune.rank was 2 and is now 3" in line
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_is_trained_on(tmp, finished):
+    """`train` moves it away and goes on from the one before."""
+    out = tmp / "damaged"
+    shutil.copytree(finished[0] / "plan-3", out / "plan-3")
+    config = manifest.read_config(out / "plan-3")
+    (run,) = ablation.make_runs(config, "objective.preset", ["plan"], [3], str(out))
+    assert ablation.find_reached(run).step == 2
+    extra = out / "plan-3" / "checkpoints" / "2" / "extra" / "metadata"
+    extra.write_text(extra.read_text()[:-9])
+    assert ablation.find_reached(run) is None
 
 
 def test_a_failing_run_ends_the_command_with_its_error(tmp, dataset):

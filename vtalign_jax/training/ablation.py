@@ -22,6 +22,7 @@ from vtalign_jax.training import metrics
 from vtalign_jax.training.checkpoint import METRIC
 from vtalign_jax.training.manifest import Fingerprints
 from vtalign_jax.training.session import find_standing, is_over
+from vtalign_jax.training.soundness import Damaged
 
 FIGURES = {  # metric: its heading
     **{name: heading(name) for name in ("recall@1", "recall@5")},
@@ -155,6 +156,8 @@ def _base_facts(base: str) -> tuple[str, int]:
 def find_reached(run: Run) -> Reached | None:
     """Return what a run has reached; None if it is not over, by the rule of training itself.
 
+    Nor is one whose newest checkpoint is damaged: training moves that away, or says what to do.
+
     Raises:
       UserError: the workdir holds another run, or its metrics are damaged.
     """
@@ -164,7 +167,10 @@ def find_reached(run: Run) -> Reached | None:
     validated = _open(config.data.dir, config.data.val_split)
     features = feature_cache.attach(config, base, edge, train=split, evaluate=validated)
     fingerprints = Fingerprints(base, split.fingerprint, features)
-    standing = find_standing(run.workdir, config, fingerprints)
+    try:
+        standing = find_standing(run.workdir, config, fingerprints)
+    except Damaged:
+        return None
     epoch_steps = train_order(split, config).steps_per_epoch
     if standing is None or not is_over(standing, config.train, epoch_steps):
         return None
