@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.test_session import fresh_state, open_session
+from tests.training.test_session import evaluate, fresh_state, open_session
 from vtalign_jax.errors import UserError
 from vtalign_jax.training.checkpoint import METRIC, Checkpoints, read_metrics, read_state
 from vtalign_jax.training.set_aside import set_damaged_aside
@@ -76,6 +76,24 @@ def test_the_run_goes_on_from_the_checkpoint_before(tmp_path, capsys):
     session.close()
     assert (tmp_path / "damaged" / "3").is_dir()
     assert set_damaged_aside(tmp_path / "checkpoints") == []
+
+
+def test_the_end_of_the_run_names_no_checkpoint_that_was_moved_away(tmp_path):
+    session, config = open_session(tmp_path)
+    state = session.start(fresh_state(config))
+    evaluate(session, state, 1, 0.5)
+    evaluate(session, state, 2, 0.4)
+    session.close()
+    (tmp_path / "checkpoints" / "3" / "extra" / "metadata").write_text("{")
+    session, config = open_session(tmp_path)
+    state = session.start(fresh_state(config))
+    assert not evaluate(session, state, 3, 0.45)
+    assert evaluate(session, state, 4, 0.3)
+    session.close()
+    line = session.summary().splitlines()[0]
+    assert "0.5000, after step 3, but that checkpoint was damaged" in line
+    assert f"left is checkpoint {tmp_path}/checkpoints/9 (the best of" in line
+    assert (tmp_path / "checkpoints" / "9").is_dir()
 
 
 def test_damaged_json_of_an_older_one_is_found_too(tmp_path):

@@ -18,6 +18,7 @@ from vtalign_jax.training.checkpoint import (
     FOLDER,
     METRIC,
     Checkpoints,
+    find_checkpoint,
     finished_steps,
     read_extra,
 )
@@ -306,9 +307,12 @@ class Session:
         done = self._checkpoints.latest_step()
         if not self.is_over(done):
             return f"stopped after step {done:,}, saved; the same command goes on from there"
-        best = self._checkpoints.path(self.early.best_step)
+        best = f": {self._checkpoints.path(self.early.best_step)}"
+        if not self._checkpoints.path(self.early.best_step).exists():  # see `set_aside`
+            left = find_checkpoint(self._workdir)[1]
+            best = f", but that checkpoint was damaged; the best one left is {left}"
         return (
-            f"best {METRIC} {self.early.best:.4f}, after step {self.early.best_step:,}: {best}\n"
+            f"best {METRIC} {self.early.best:.4f}, after step {self.early.best_step:,}{best}\n"
             f"report: {self._workdir}/{REPORT}\n"
             f"next: python launch/evaluate.py --checkpoint={self._workdir}"
         )
