@@ -38,7 +38,7 @@ from vtalign_jax.pipeline.mixture import describe, epoch_counts
 from vtalign_jax.pipeline.order import BatchOrder
 from vtalign_jax.pipeline.texts import cut_texts
 from vtalign_jax.pipeline.transforms import check_frames
-from vtalign_jax.training import compiled, manifest, optim, remat, trainable
+from vtalign_jax.training import manifest, optim, remat, trainable
 from vtalign_jax.training.assemble import Assembly, assemble, load
 from vtalign_jax.training.feed import Feed, compiling
 from vtalign_jax.training.grad_cache import StreamedStep
@@ -70,7 +70,6 @@ def main() -> None:
         _say(f"warning: {line}")
     ending = distributed.Ending()
     workdir = _workdir()
-    compiled.keep(workdir)
     profile = Profile(_PROFILE_STEPS.value if _is_primary() else "", _say)
 
     mesh = sharding.make_mesh(config.mesh)

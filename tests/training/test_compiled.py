@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from tests.training.test_session import open_session
+from vtalign_jax.errors import UserError
 from vtalign_jax.training import compiled
 
 
@@ -51,3 +53,21 @@ def test_so_is_one_packed_by_zlib(program):
     assert keep_again(program)
     program.write_bytes(packed[:-1])
     assert not keep_again(program)
+
+
+def test_only_the_holder_of_the_workdir_and_its_first_process_remove(program, monkeypatch):
+    workdir = program.parents[1]
+    session, _ = open_session(workdir)
+    program.write_bytes(b"cut")
+    jax.config.update("jax_compilation_cache_dir", "")
+    with pytest.raises(UserError, match="is being written by process"):
+        open_session(workdir)
+    assert program.exists()
+    session._lock.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_index", lambda: 1)
+        assert keep_again(program)
+    jax.config.update("jax_compilation_cache_dir", "")
+    open_session(workdir)[0]._lock.close()
+    assert not program.exists()
+    assert jax.config.jax_compilation_cache_dir == str(program.parent)

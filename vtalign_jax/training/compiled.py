@@ -15,7 +15,8 @@ def keep(workdir: str) -> None:
     """Keep compiled programs in the workdir, unless JAX_COMPILATION_CACHE_DIR says where.
 
     JAX writes a program under its final name and never again: one that was cut off by a kill would
-    be compiled anew at every start, so it is removed here.
+    be compiled anew at every start, so process 0 removes it here. It must hold the workdir: another
+    run's file may be cut off because it is being written.
     """
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -23,7 +24,7 @@ def keep(workdir: str) -> None:
         return
     folder = f"{workdir}/{FOLDER}"
     jax.config.update("jax_compilation_cache_dir", folder)
-    if not remote.is_remote(folder):  # objects are never seen in part
+    if jax.process_index() == 0 and not remote.is_remote(folder):  # no object is seen in part
         _remove_cut_off(Path(folder))
 
 

@@ -13,7 +13,7 @@ from vtalign_jax.evaluation.report.page import FILE as REPORT
 from vtalign_jax.evaluation.report.run import EVALUATIONS
 from vtalign_jax.evaluation.report.sample import Sample
 from vtalign_jax.evaluation.result import Evaluation
-from vtalign_jax.training import manifest
+from vtalign_jax.training import compiled, manifest
 from vtalign_jax.training.checkpoint import (
     FOLDER,
     METRIC,
@@ -108,7 +108,8 @@ class Session:
     ):
         """Take hold of the workdir and make sure that it holds this run; no file of it is written.
 
-        Checkpoints that do not hold what was saved are moved out of the way, see `set_aside`.
+        Checkpoints that do not hold what was saved are moved out of the way, see `set_aside`, and
+        compiled programs are kept there from now on.
 
         Args:
           workdir: made if absent, on this machine or in a bucket.
@@ -132,6 +133,7 @@ class Session:
             self._lock = contextlib.ExitStack()
             if jax.process_index() == 0:
                 self._lock = locks.hold(workdir, "--workdir")
+            compiled.keep(workdir)
             for line in set_damaged_aside(f"{workdir}/{FOLDER}"):
                 if jax.process_index() == 0:
                     print(line, flush=True)
