@@ -219,7 +219,7 @@ def _read_checkpoint(folder: Path, file: Path, rng: random.Random) -> str:
     saved = folder / "run" / checkpoint.FOLDER
     shutil.copytree(saved / "7", saved / "9", copy_function=os.link)
     sound = {path.name for path in saved.iterdir()}
-    said = set_damaged_aside(saved)  # both are damaged, by one and the same file
+    _, said = set_damaged_aside(saved)  # both are damaged, by one and the same file
     assert len(sound) - len(list(saved.iterdir())) == len(said)
     found = load_trained(folder / "run", str(folder / "base"))
     _compare(found.params, Path(os.environ["SEEDS"]) / "run")

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from tests import commands
 from tests.launch.small_dataset import make_small_dataset
+from tests.training.test_session import fresh_state, open_session
 
 CONFIG = "tests/launch/small_run.py"
 STEPS = 12
@@ -116,6 +118,26 @@ def test_one_process_goes_on_from_two_with_the_same_loss_in_every_step(
         (path / "metrics.jsonl").read_text().count("val/recall@5") for path in (workdir, alone)
     ]
     assert recalls[0] == recalls[1]
+
+
+def test_processes_that_see_other_checkpoints_go_on_from_the_one_that_the_first_took(tmp):
+    """The first one's newest is damaged; the other does not see that, nor that it is moved."""
+    views = tmp / "views"
+    session, config = open_session(views / "0")
+    state = session.start(fresh_state(config))
+    for step in (1, 2):
+        session.save(step, state._replace(step=state.step + step), {"val/recall@5": 1 / step})
+    session.close()
+    shutil.copytree(views / "0", views / "1")
+    extra = views / "0" / "checkpoints" / "2" / "extra" / "metadata"
+    extra.write_text(extra.read_text()[:-9])
+    for code, output in finish(
+        start(tmp, 2, 1, "tests/launch/differing_views.py", f"--workdir={views}")
+    ):
+        assert code == 0, output
+        assert "at 1 of [1]" in output
+    assert (views / "0" / "damaged" / "2").is_dir()
+    assert (views / "1" / "checkpoints" / "2").is_dir()
 
 
 def kill_and_see(processes: list, killed: int) -> None:

@@ -75,7 +75,7 @@ def test_the_run_goes_on_from_the_checkpoint_before(tmp_path, capsys):
     session.save(3, state)  # its place is free
     session.close()
     assert (tmp_path / "damaged" / "3").is_dir()
-    assert set_damaged_aside(tmp_path / "checkpoints") == []
+    assert set_damaged_aside(tmp_path / "checkpoints") == (3, [])
 
 
 def test_the_end_of_the_run_names_no_checkpoint_that_was_moved_away(tmp_path):
@@ -102,8 +102,8 @@ def test_damaged_json_of_an_older_one_is_found_too(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {METRIC: 0.9}))
     with pytest.raises(UserError, match="is not what was saved"):
         read_metrics(folder / "1")
-    said = set_damaged_aside(folder)
-    assert len(said) == 1
+    newest, said = set_damaged_aside(folder)
+    assert (newest, len(said)) == (2, 1)
     assert "metrics is not what was saved" in said[0]
     assert [path.name for path in folder.iterdir() if path.name.isdigit()] == ["2"]
 
@@ -119,7 +119,8 @@ def test_without_a_sound_one_nothing_is_moved(tmp_path):
 def test_a_checkpoint_that_lacks_parts_is_kept_and_said(tmp_path):
     folder = _save(tmp_path / "checkpoints")
     (folder / "2" / "extra" / "metadata").unlink()
-    (said,) = set_damaged_aside(folder)
+    newest, (said,) = set_damaged_aside(folder)
+    assert newest == 1
     assert f"checkpoint {folder}/2 is not whole; it now lies in {tmp_path}/damaged" in said
     assert _files(tmp_path / "damaged" / "2" / "state")
     assert [path.name for path in folder.iterdir() if path.name.isdigit()] == ["1"]
@@ -148,4 +149,4 @@ def test_nan_in_what_was_saved_is_no_state_to_go_on_from(tmp_path):
 def test_checkpoints_of_before_checksums_are_read(tmp_path):
     folder = _save(tmp_path / "checkpoints", [1])
     (folder / "1" / "extra" / "metadata").write_text(json.dumps({"n": 1}))
-    assert set_damaged_aside(folder) == []
+    assert set_damaged_aside(folder) == (1, [])

@@ -76,6 +76,10 @@ class Checkpoints:
     def __init__(self, directory: str | epath.Path, keep_best: int = 1, keep_latest: int = 1):
         self.directory = remote.absolute(remote.path(directory))
         self._clear(is_start=True)
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        # Only now do the others look there: a file system of the network remembers what is absent.
+        multihost_utils.sync_global_devices("the folder of checkpoints is there")
         orbax_logs.tell_once()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_BestAndLatest(keep_best, keep_latest),
@@ -85,6 +89,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
             todelete_subdir=_REMOVED,
+            single_host_load_and_broadcast=True,  # others may see an older listing
         )
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         handlers.add("state", ocp.args.PyTreeSave)
@@ -163,7 +168,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps that are saved or being saved, ascending."""
-        return sorted(self._manager.all_steps())
+        return sorted(map(int, self._manager.all_steps()))  # of a broadcast, they are NumPy's
 
     def latest_step(self) -> int | None:
         """Return the newest step, or None before the first save."""
@@ -278,8 +283,8 @@ def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = F
         partial_restore=partial,
     )
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=handler)) as checkpointer:
-            flat = checkpointer.restore(path, args=ocp.args.Composite(state=arguments))["state"]
+        # Without a Checkpointer, in whose barrier the others would wait for one that cannot read.
+        flat = handler.restore(path / _STATE, args=arguments)
     except Exception as error:  # Orbax raises no narrower one for arrays that it cannot read
         raise unreadable(path, error) from error
     if wrong := problem({name: flat[name] for name in wanted}, _sums(path)):

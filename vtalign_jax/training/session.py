@@ -50,17 +50,26 @@ def find_standing(
     """Return how far the newest checkpoint of a workdir has come, None before the first.
 
     Raises:
-      UserError: the checkpoint belongs to a run with another configuration, base or dataset.
+      UserError: see `_standing_at`.
     """
     # Without Orbax's manager: its threads would trip over the exit that a refusal is.
     newest = max(finished_steps(f"{workdir}/{FOLDER}"), default=None)
-    if newest is None:
-        return None
-    file = f"{workdir}/{FOLDER}/{newest}"
+    return None if newest is None else _standing_at(newest, workdir, config, fingerprints)
+
+
+def _standing_at(
+    step: int, workdir: str, config: Config, fingerprints: manifest.Fingerprints
+) -> Standing:
+    """Return how far the checkpoint of a step has come.
+
+    Raises:
+      UserError: it belongs to a run with another configuration, base or dataset.
+    """
+    file = f"{workdir}/{FOLDER}/{step}"
     extra = read_extra(file)
     json_files.require(extra, _EXTRA_KINDS, file, "use another checkpoint")
     manifest.check_resume(extra, config, fingerprints, workdir)
-    return Standing(newest, EarlyStop.from_json(extra["early_stop"]))
+    return Standing(step, EarlyStop.from_json(extra["early_stop"]))
 
 
 def is_over(standing: Standing, train: TrainConfig, epoch_steps: int) -> bool:
@@ -134,13 +143,12 @@ class Session:
             if jax.process_index() == 0:
                 self._lock = locks.hold(workdir, "--workdir")
             compiled.keep(workdir)
-            for line in set_damaged_aside(f"{workdir}/{FOLDER}"):
-                if jax.process_index() == 0:
-                    print(line, flush=True)
-            found = find_standing(workdir, config, fingerprints)
-        if found is not None:
-            self.step, self.early = found
-            self.is_resumed = True
+            newest, said = set_damaged_aside(f"{workdir}/{FOLDER}")
+            for line in said:
+                print(line, flush=True)
+            if newest is not None:
+                self.step, self.early = _standing_at(newest, workdir, config, fingerprints)
+                self.is_resumed = True
 
     def open(self) -> None:
         """Write the configuration of a new run, and take up the checkpoints.

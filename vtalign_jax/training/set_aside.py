@@ -18,29 +18,40 @@ from vtalign_jax.training.checkpoint import (
 from vtalign_jax.training.soundness import Damaged
 
 ASIDE = "damaged"  # beside `checkpoints`, inside a workdir
+_NONE = -1  # no step
 
 
-def set_damaged_aside(folder: str | epath.Path) -> list[str]:
+def set_damaged_aside(folder: str | epath.Path) -> tuple[int | None, list[str]]:
     """Move checkpoints that do not hold what was saved out of the way; every process calls it.
 
     The JSON of all is looked at, the arrays only of the newest, from which a run goes on. A
     numbered folder that lacks parts goes, too; in a bucket it is what a killed removal has left.
 
+    Process 0 alone looks and decides. Over a network the others may still see what was there
+    before, and a read that failed for one of them alone would leave it out of the collectives.
+
     Args:
       folder: `<workdir>/checkpoints`.
 
     Returns:
-      a line for each, in the first process.
+      the newest sound step, None if there is no checkpoint; and a line for each that was moved, in
+      process 0.
 
     Raises:
-      UserError: none is sound, or one cannot be read.
+      UserError: none is sound, or one cannot be read; in process 0.
     """
     folder = remote.absolute(remote.path(folder))
-    said = _set_parts_aside(folder) if jax.process_index() == 0 else []
+    sound, said = _set_aside(folder) if jax.process_index() == 0 else (None, [])
+    agreed = multihost_utils.broadcast_one_to_all(np.int32(_NONE if sound is None else sound))
+    return (None if agreed == _NONE else int(agreed)), said
+
+
+def _set_aside(folder: epath.Path) -> tuple[int | None, list[str]]:
+    said = _set_parts_aside(folder)
     steps = sorted(finished_steps(folder), reverse=True)
     sound = None
     for step in steps:
-        wrong = _agreed(_what_is_wrong(folder / str(step), whole=sound is None))
+        wrong = _what_is_wrong(folder / str(step), whole=sound is None)
         if not wrong:
             sound = step if sound is None else sound
             continue
@@ -49,10 +60,8 @@ def set_damaged_aside(folder: str | epath.Path) -> list[str]:
                 f"{wrong}; no other one is left: put a copy back, or start a new workdir"
             )
         said.append(_line(folder, wrong))
-        if jax.process_index() == 0:
-            _move(folder / str(step))
-        multihost_utils.sync_global_devices(f"checkpoint {step} is out of the way")
-    return said
+        _move(folder / str(step))
+    return sound, said
 
 
 def _set_parts_aside(folder: epath.Path) -> list[str]:
@@ -89,11 +98,3 @@ def _what_is_wrong(path: epath.Path, *, whole: bool) -> str:
     except Damaged as error:
         return str(error).split(";")[0]
     return ""
-
-
-def _agreed(wrong: str) -> str:
-    """Return the first process's answer, on all of them."""
-    if jax.process_count() == 1:
-        return wrong
-    encoded = np.frombuffer(wrong.encode()[:400].ljust(400), np.uint8)
-    return multihost_utils.broadcast_one_to_all(encoded).tobytes().decode(errors="replace").strip()
