@@ -182,6 +182,18 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_drawn(tmp_path):
     assert "0.200 to 0.900" in text
 
 
+@pytest.mark.parametrize("damaged", ['{"data": ', '{"data": 3}'])
+def test_a_run_whose_configuration_is_damaged_is_drawn_and_compared(tmp_path, damaged):
+    """Nor does training, which goes by its checkpoints, stop at it."""
+    runs = [make_run(tmp_path / each, ORDINARY) for each in ("a", "b")]
+    (runs[1] / "config.json").write_text(damaged)
+    text = page.write_report(runs[1]).read_text()
+    assert "Could not be read: <bdi>config.json" in text
+    assert "0.200 to 0.900" in text
+    text = page.write_comparison(runs, str(tmp_path / "both.html")).read_text()
+    assert "could not be read: <bdi>config.json" in text
+
+
 def test_runs_from_before_intervals_are_read_from_their_metrics(tmp_path):
     workdir = make_run(tmp_path / "run", ORDINARY)
     whole = read_run(workdir)

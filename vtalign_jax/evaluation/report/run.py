@@ -51,7 +51,7 @@ class Run:
     Attributes:
       name: the workdir's own.
       workdir: where it is.
-      config: section -> field -> value.
+      config: section -> field -> value; training goes by its checkpoints, not by this file.
       manifest: see `training.manifest`.
       rows: of `metrics.jsonl`.
       evaluations: in the order they were made.
@@ -111,7 +111,8 @@ def read_run(workdir: str | epath.Path) -> Run:
       UserError: it is no workdir.
     """
     folder = epath.Path(workdir)
-    config = manifest.read_json(folder / manifest.CONFIG)
+    if not (folder / manifest.CONFIG).exists():
+        raise UserError(f"no {manifest.CONFIG} in {folder}; is it a workdir of train.py?")
     faults: list[str] = []
 
     def read(what: Any, path: epath.Path, otherwise: Any) -> Any:
@@ -129,7 +130,7 @@ def read_run(workdir: str | epath.Path) -> Run:
     return Run(
         name=folder.name or str(folder),
         workdir=folder,
-        config=config,
+        config=read(_config, folder / manifest.CONFIG, {}),
         manifest=read(manifest.read_json, folder / manifest.MANIFEST, {}),
         rows=rows,
         evaluations=_with_logged(evaluations, rows),
@@ -141,6 +142,12 @@ def read_run(workdir: str | epath.Path) -> Run:
         more_exports=more_exports,
         faults=faults,
     )
+
+
+def _config(path: epath.Path) -> dict[str, dict[str, Any]]:
+    config = manifest.read_json(path)
+    json_files.require(config, dict.fromkeys(config, dict), path, "restore it")
+    return config
 
 
 def _stored_evaluations(path: epath.Path) -> list[Scores]:
