@@ -44,7 +44,7 @@ def read_object(file: "Path | epath.Path", mend: str) -> dict[str, Any]:
             data = stream.read(MAX_BYTES + 1)
         values = loads(data)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file} ({error}); {mend}") from None
+        raise UserError(f"cannot read {file} ({error}); {mend}") from error
     if not isinstance(values, dict):
         raise UserError(f"cannot read {file} (it holds no JSON object); {mend}")
     return values

@@ -1,15 +1,18 @@
 """A damaged checkpoint is found, moved away and said; the run goes on from the one before."""
 
+import errno
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from tests.training.test_session import evaluate, fresh_state, open_session
 from vtalign_jax.errors import UserError
 from vtalign_jax.training.checkpoint import METRIC, Checkpoints, read_metrics, read_state
 from vtalign_jax.training.set_aside import set_damaged_aside
+from vtalign_jax.training.soundness import Damaged
 
 
 def _save(folder, steps=(1, 2)):
@@ -133,6 +136,19 @@ def test_what_the_system_refuses_to_open_is_not_moved(tmp_path):
     file.symlink_to(file.name)  # opened, it is a loop
     with pytest.raises(UserError, match=r"checkpoints/2 cannot be read .*; try again"):
         set_damaged_aside(folder)
+    assert (folder / "2").is_dir()
+
+
+def test_json_that_the_system_refuses_to_read_is_not_moved(tmp_path, monkeypatch):
+    folder = _save(tmp_path / "checkpoints")
+
+    def refuse(path, *mode):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(type(epath.Path(folder)), "open", refuse)
+    with pytest.raises(UserError, match=r"checkpoints/2 cannot be read .*; try again") as raised:
+        set_damaged_aside(folder)
+    assert not isinstance(raised.value, Damaged)
     assert (folder / "2").is_dir()
 
 

@@ -247,6 +247,8 @@ def _read_json(file: epath.Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise Damaged(f"no {file}; {_AGAIN}") from None
     except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise unreadable(file.parent.parent, error) from None
         raise Damaged(str(error)) from None
 
 
