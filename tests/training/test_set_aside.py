@@ -162,7 +162,13 @@ def test_nan_in_what_was_saved_is_no_state_to_go_on_from(tmp_path):
     checkpoints.close()
 
 
-def test_checkpoints_of_before_checksums_are_read(tmp_path):
-    folder = _save(tmp_path / "checkpoints", [1])
-    (folder / "1" / "extra" / "metadata").write_text(json.dumps({"n": 1}))
-    assert set_damaged_aside(folder) == (1, [])
+@pytest.mark.parametrize("what", ["sums", "crc32"])
+def test_a_checkpoint_without_its_checksums_is_damaged(tmp_path, what):
+    folder = _save(tmp_path / "checkpoints")
+    file = folder / "2" / "extra" / "metadata"
+    extra = json.loads(file.read_text())
+    del extra[what]
+    file.write_text(json.dumps(extra))
+    newest, (said,) = set_damaged_aside(folder)
+    assert newest == 1
+    assert "is not what was saved" in said

@@ -133,7 +133,8 @@ def closing_table(
     rows.append(
         f"taken {counted(taken, 'clip')}, skipped {lost} ({lost / max(1, lost + taken):.1%})"
     )
-    rows += [f"  {count} skipped: {reason}" for reason, count in count_reasons(skips)]
+    for reason, count in count_reasons(skips):
+        rows.append(f"  {count} skipped: {reason}" if count else f"  no clip lost: {reason}")
     if dropped:
         rows.append(f"  {dropped} dropped from train: recording also in val or test")
     return "\n".join(rows)

@@ -145,8 +145,7 @@ class Checkpoints:
             state=ocp.args.PyTreeSave(leaves), extra=ocp.args.JsonSave(dict(extra))
         )
         self.wait()  # as Orbax does: one save at a time
-        metrics = sealed(metrics) if metrics else {}
-        self._manager.save(step, args=items, metrics=metrics, force=True)
+        self._manager.save(step, args=items, metrics=sealed(metrics or {}), force=True)
 
     def _replace_json(
         self, step: int, extra: Mapping[str, Any], metrics: Mapping[str, Any]
@@ -216,9 +215,7 @@ def read_extra(path: str | epath.Path) -> dict[str, Any]:
 
 
 def _sums(path: epath.Path) -> dict[str, Any]:
-    """Return the checksum of each leaf; none where a checkpoint of before has none."""
-    if not epath.Path(path, *_EXTRA).exists():
-        return {}
+    """Return the checksum of each leaf."""
     found = _read_sealed(path).get(_SUMS)
     return found if isinstance(found, dict) else {}
 

@@ -45,7 +45,7 @@ def problem(leaves: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
     Args:
       leaves: by name.
-      expected: checksums by name; a leaf without one is from before there were any.
+      expected: checksums by name; a leaf that was saved in parts on several hosts has none.
     """
     for name, leaf in leaves.items():
         if not _is_whole(leaf):
@@ -83,13 +83,13 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(values: dict[str, Any], where: object) -> dict[str, Any]:
-    """Return what `sealed` was given; values without a checksum are from before there were any.
+    """Return what `sealed` was given.
 
     Raises:
-      Damaged: it is another one.
+      Damaged: the checksum is another one, or there is none.
     """
     plain = {name: value for name, value in values.items() if name != _SEAL}
-    if _SEAL in values and values[_SEAL] != _json_crc(plain):
+    if values.get(_SEAL) != _json_crc(plain):
         raise Damaged(f"{where} is not what was saved; copy the checkpoint again, or use another")
     return plain
 
