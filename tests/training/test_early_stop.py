@@ -52,14 +52,6 @@ def test_small_improvements_add_up_until_they_count():
     assert (state.best_step, state.counted) == (3, 0.6875)
 
 
-def test_a_checkpoint_from_before_the_margin_goes_on():
-    before = {"best": 0.5, "best_step": 30, "waited": 2, "last": 0.25}
-    state = EarlyStop.from_json(before)
-    assert state.counted == 0.5
-    assert state.updated(0.5, step=40).waited == 3
-    assert state.updated(0.75, step=40).waited == 0
-
-
 def test_state_survives_json_with_the_best_remembered():
     state = EarlyStop().updated(0.75, step=40).updated(0.25, step=80)
     again = EarlyStop.from_json(json.loads(json.dumps(state.to_json())))

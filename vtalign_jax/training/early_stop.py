@@ -53,5 +53,4 @@ class EarlyStop:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        # Checkpoints from before `counted` counted every improvement.
-        return cls(**({"counted": values["best"]} | values))
+        return cls(**values)

@@ -18,7 +18,6 @@ from vtalign_jax.training.checkpoint import (
     FOLDER,
     METRIC,
     Checkpoints,
-    find_checkpoint,
     finished_steps,
     read_extra,
 )
@@ -115,10 +114,10 @@ class Session:
         *,
         is_quiet: bool = False,
     ):
-        """Take hold of the workdir and make sure that it holds this run; no file of it is written.
+        """Take hold of the workdir and make sure that it holds this run.
 
-        Checkpoints that do not hold what was saved are moved out of the way, see `set_aside`, and
-        compiled programs are kept there from now on.
+        Nothing of the run is written yet. Checkpoints that do not hold what was saved are moved out
+        of the way, see `set_aside`, and compiled programs are kept there from now on.
 
         Args:
           workdir: made if absent, on this machine or in a bucket.
@@ -317,12 +316,13 @@ class Session:
         done = self._checkpoints.latest_step()
         if not self.is_over(done):
             return f"stopped after step {done:,}, saved; the same command goes on from there"
-        best = f": {self._checkpoints.path(self.early.best_step)}"
-        if not self._checkpoints.path(self.early.best_step).exists():  # see `set_aside`
-            left = find_checkpoint(self._workdir)[1]
-            best = f", but that checkpoint was damaged; the best one left is {left}"
+        best = f"best {METRIC} {self.early.best:.4f}, after step {self.early.best_step:,}"
+        if self.early.best_step in self._checkpoints.steps():
+            best += f": {self._checkpoints.path(self.early.best_step)}"
+        else:  # see `set_aside`
+            best += ", whose checkpoint is gone; the best left is taken"
         return (
-            f"best {METRIC} {self.early.best:.4f}, after step {self.early.best_step:,}{best}\n"
+            f"{best}\n"
             f"report: {self._workdir}/{REPORT}\n"
             f"next: python launch/evaluate.py --checkpoint={self._workdir}"
         )

@@ -47,33 +47,30 @@ def set_damaged_aside(folder: str | epath.Path) -> tuple[int | None, list[str]]:
 
 
 def _set_aside(folder: epath.Path) -> tuple[int | None, list[str]]:
-    said = _set_parts_aside(folder)
-    steps = sorted(finished_steps(folder), reverse=True)
-    sound = None
-    for step in steps:
-        wrong = _what_is_wrong(folder / str(step), whole=sound is None)
-        if not wrong:
-            sound = step if sound is None else sound
-            continue
-        if sound is None and step == steps[-1]:
-            raise UserError(
-                f"{wrong}; no other one is left: put a copy back, or start a new workdir"
-            )
-        said.append(_line(folder, wrong))
-        _move(folder / str(step))
-    return sound, said
-
-
-def _set_parts_aside(folder: epath.Path) -> list[str]:
-    """Move folders of this machine away that are named like checkpoints and are not whole."""
-    if remote.is_remote(folder) or not folder.is_dir():
-        return []
-    whole = finished_steps(folder)
-    numbered = sorted(path for path in folder.iterdir() if path.name.isdigit())
-    parts = [path for path in numbered if int(path.name) not in whole]
-    for path in parts:
+    """Judge all, then move: nothing is moved where none is sound."""
+    whole, sound, wrong = finished_steps(folder), None, {}
+    for step in sorted(_numbered(folder), reverse=True):
+        path = folder / str(step)
+        if step not in whole:
+            wrong[path] = f"checkpoint {path} is not whole"
+        elif found := _what_is_wrong(path, is_newest=sound is None):
+            wrong[path] = found
+        elif sound is None:
+            sound = step
+    if wrong and sound is None:
+        newest = next(iter(wrong.values()))
+        raise UserError(f"{newest}; no other one is left: put a copy back, or start a new workdir")
+    for path in wrong:
         _move(path)
-    return [_line(folder, f"checkpoint {path} is not whole") for path in parts]
+    aside = folder.parent / ASIDE
+    return sound, [f"warning: {each}; it now lies in {aside}" for each in wrong.values()]
+
+
+def _numbered(folder: epath.Path) -> list[int]:
+    """Return the steps of what is named like a checkpoint; in a bucket, of whole ones."""
+    if remote.is_remote(folder) or not folder.is_dir():
+        return finished_steps(folder)
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
 
 
 def _move(path: epath.Path) -> None:
@@ -84,16 +81,12 @@ def _move(path: epath.Path) -> None:
     path.rename(aside)
 
 
-def _line(folder: epath.Path, wrong: str) -> str:
-    return f"warning: {wrong}; it now lies in {folder.parent / ASIDE}"
-
-
-def _what_is_wrong(path: epath.Path, *, whole: bool) -> str:
+def _what_is_wrong(path: epath.Path, *, is_newest: bool) -> str:
     """Return how a checkpoint is damaged, "" if it is not."""
     try:
         read_extra(path)
         read_metrics(path)
-        if whole:
+        if is_newest:
             read_state(path, stored_leaves(path, ocp.PyTreeCheckpointHandler()))
     except Damaged as error:
         return str(error).split(";")[0]

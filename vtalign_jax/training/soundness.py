@@ -89,7 +89,9 @@ def unsealed(values: dict[str, Any], where: object) -> dict[str, Any]:
       Damaged: the checksum is another one, or there is none.
     """
     plain = {name: value for name, value in values.items() if name != _SEAL}
-    if values.get(_SEAL) != _json_crc(plain):
+    if _SEAL not in values:
+        raise Damaged(f"{where} has no checksum; copy the checkpoint again, or use another")
+    if values[_SEAL] != _json_crc(plain):
         raise Damaged(f"{where} is not what was saved; copy the checkpoint again, or use another")
     return plain
 

@@ -111,7 +111,7 @@ def read_run(workdir: str | epath.Path) -> Run:
       UserError: it is no workdir.
     """
     folder = epath.Path(workdir)
-    if not (folder / manifest.CONFIG).exists():
+    if not remote.is_file(folder / manifest.CONFIG):
         raise UserError(f"no {manifest.CONFIG} in {folder}; is it a workdir of train.py?")
     faults: list[str] = []
 
