@@ -8,14 +8,24 @@ from ml_collections import config_flags
 
 from vtalign_jax import commandline
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the load_module:DeprecationWarning"
+)  # ml_collections
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         ("def get_config(:", "invalid syntax"),
         ("import no_such_module", "No module named 'no_such_module'"),
         ("def get_config():\n    return missing", "name 'missing' is not defined"),
+        (
+            "def get_config():\n    open('a.json')",
+            "No such file or directory: 'a.json' (FILE, line 2)",
+        ),
+        ("def get_config():\n    raise ValueError('bad')", ": ValueError: bad (FILE, line 2)"),
+        ("def get_config():\n    return {}['NOPE']", ": KeyError: 'NOPE' (FILE, line 2)"),
+        ("def get_config():\n    return None.no", "has no attribute 'no' (FILE, line 2)"),
         (None, "No such file or directory"),
     ],
 )
@@ -23,6 +33,20 @@ def test_a_config_file_that_does_not_load_is_one_line(
     tmp_path, monkeypatch, capsys, content, reason
 ):
     file = tmp_path / "broken.py"
+    assert _ended_with_file(monkeypatch, file, content) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cannot load the file of --config: ")
+    assert reason.replace("FILE", str(file)) in line
+    assert ("configs/pretrain.py" in line) == (content is None)
+
+
+def test_a_config_file_that_ends_the_program_ends_it_as_it_says(tmp_path, monkeypatch):
+    content = "import sys\ndef get_config():\n    sys.exit('no GPU here')"
+    assert _ended_with_file(monkeypatch, tmp_path / "ends.py", content) == "no GPU here"
+
+
+def _ended_with_file(monkeypatch, file, content):
+    """Return how a command ends whose --config has some content, None for no file."""
     if content:
         file.write_text(content)
     values = flags.FlagValues()
@@ -32,11 +56,7 @@ def test_a_config_file_that_does_not_load_is_one_line(
     monkeypatch.setattr(app, "run", lambda _, flags_parser: flags_parser(argv))
     with pytest.raises(SystemExit) as end:
         commandline.run(lambda: None, required=("config",))
-    assert end.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: cannot load the file of --config: ")
-    assert reason in line
-    assert "[Errno" not in line
+    return end.value.code
 
 
 @pytest.mark.parametrize(
@@ -72,7 +92,7 @@ def test_an_unknown_field_and_a_wrong_value_are_one_line(monkeypatch, capsys, er
         ("--form=nope", "--form=nope is none of peft|merged"),
         ("--push=maybe", "--push=maybe is neither true nor false"),
         ("--frames=-1", "--frames=-1: -1 is not a non-negative integer"),
-        ("--framse=8", "no flag --framse; did you mean frames?"),
+        ("--framse=8", "no flag --framse; did you mean --frames?"),
         ("--x=8", "no flag --x; see --help"),
         ("--form", "--form has no value; a flag is --name=value"),
     ],

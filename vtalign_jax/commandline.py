@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -21,10 +22,27 @@ _PLAINER = (
     (r"flag (--[^=]+=.*): \('Non-boolean argument.*", r"\1 is neither true nor false"),
     (r"flag (--[^=]+=.*)", r"\1"),
     (r"Unknown command line flag '([^']+)'", r"no flag --\1; see --help"),
-    (r"Unknown .* flag '([^']+)'\. Did you mean: (.*) \?", r"no flag --\1; did you mean \2?"),
+    (
+        r"Unknown .* flag '([^']+)'\. Did you mean: (.*), (.*) \?",
+        r"no flag --\1; did you mean --\2 or --\3?",
+    ),
+    (r"Unknown .* flag '([^']+)'\. Did you mean: (.*) \?", r"no flag --\1; did you mean --\2?"),
     (r"Missing value for flag (--\S+)", r"\1 has no value; a flag is --name=value"),
     (r"ERROR:: (.*)", r"\1"),
     (r".*\[Errno \d+\] (.*)", r"\1; name a file such as configs/pretrain.py"),
+)
+# What flags and the file of --config that are wrong end with.
+_WRONG = (
+    flags.Error,
+    UserError,
+    AttributeError,
+    ImportError,
+    KeyError,
+    NameError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
 )
 
 
@@ -60,16 +78,12 @@ def run(
                 hasattr(value, "to_dict")  # a --config that failed to load raises on any access
                 if not value:
                     raise UserError(f"--{name} is missing; see --help")
-        except (AttributeError, KeyError) as error:  # ml_collections: an override of no field
-            said = str(error)  # the field, quoted twice over, and perhaps a hint
-            field, hint = re.search(r"\w+", said), re.search(r'Did you mean "(\w+)"', said)
-            mend = f"did you mean {hint[1]}?" if hint else "vtalign_jax/config.py lists the fields"
-            _fail(f"--config has no field {field[0] if field else said}; {mend}")
-        except (flags.Error, UserError, TypeError, ValueError) as error:
-            _fail(_plainer(error))
-        except (OSError, SyntaxError, ImportError, NameError) as error:  # of ml_collections
-            _fail(f"cannot load the file of --config: {_plainer(error)}")
-        except SystemExit:  # --help has been shown, which absl ends with 1
+        except _WRONG as error:
+            _refuse(error)
+        except SystemExit as end:  # --help has been shown, which absl ends with 1
+            frames = [frame for frame, _ in traceback.walk_tb(end.__traceback__)]
+            if frames[-1].f_globals["__name__"] != app.__name__:
+                raise  # of the file of --config
             sys.exit()
         return rest
 
@@ -101,6 +115,34 @@ def _guard(main: Callable[..., None], arguments: list[str]) -> None:
         if line is None:
             raise
         raise UserError(line) from error
+
+
+def _refuse(error: Exception) -> None:
+    """End with what is wrong with flags or the file of --config."""
+    if inside := _in_config_file(error):
+        _fail(f"cannot load the file of --config: {inside}")
+    if isinstance(error, (AttributeError, KeyError)):  # ml_collections: an override of no field
+        said = str(error)  # the field, quoted twice over, and perhaps a hint
+        field, hint = re.search(r"\w+", said), re.search(r'Did you mean "(\w+)"', said)
+        mend = f"did you mean {hint[1]}?" if hint else "vtalign_jax/config.py lists the fields"
+        _fail(f"--config has no field {field[0] if field else said}; {mend}")
+    if isinstance(error, (OSError, SyntaxError, ImportError, NameError)):  # of ml_collections
+        _fail(f"cannot load the file of --config: {_plainer(error)}")
+    _fail(_plainer(error))
+
+
+def _in_config_file(error: BaseException | None) -> str:
+    """Return what the code of --config's file raised and in which line, "" if it raised nothing.
+
+    ml_collections and absl raise errors of their own from it.
+    """
+    while error is not None:
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            if frame.f_globals["__name__"] == "config_config":  # ml_collections' name for it
+                place = f"{frame.f_code.co_filename}, line {line}"
+                return f"{type(error).__name__}: {error} ({place})"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _plainer(error: Exception) -> str:
