@@ -187,6 +187,8 @@ def test_levels_that_choose_nothing_are_an_error(tmp_path):
     (tmp_path / "train.json").write_text("[]")
     (found,) = lint(Settings(f"{tmp_path}/train.json", ""), Options()).findings
     assert (found.check, found.where, found.clips) == ("no recordings", "train.json", 0)
+    limited = lint(Settings(f"{tmp_path}/train.json", "", limit_videos=1), Options())
+    assert limited.findings == [found]
 
 
 def test_limit_videos_takes_the_videos_that_prepare_takes(folder):

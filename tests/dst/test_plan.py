@@ -147,11 +147,12 @@ def test_limit_videos_takes_from_each_split_in_turn_those_that_have_frames(make)
     files = {
         "train.json": [_row(f"a{n}") for n in range(9)] + [_row("bad", "")],
         "val.json": [_row(f"b{n}") for n in range(9)],
+        "test.json": [],
     }
     videos = [f"a{n}" for n in range(2, 9)] + ["b0", "b1"]
     plan = make(files, videos, limit_videos=3)
     assert _uids(plan) == {"train": ["a2"], "val": ["b0", "b1"]}
-    assert plan.skips == []
+    assert [(skip.reason, skip.where) for skip in plan.skips] == [("no recordings", "test.json")]
     reason = "--limit_videos passed over uid(s) without frames"
     assert plan.warnings == [Remark("", "", reason, "2")]
 

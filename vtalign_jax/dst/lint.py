@@ -168,10 +168,10 @@ def _first(videos: list[Video], limit: int, jobs: dict[Key, list[Job]] | None) -
 
 
 def _only(checked: Checked, uids: set[str]) -> Checked:
-    """Return what is wrong with these videos only."""
+    """Return what is wrong with these videos only, and with whole files."""
     return dataclasses.replace(
         checked,
-        skips=[skip for skip in checked.skips if skip.uid in uids],
+        skips=[skip for skip in checked.skips if not skip.uid or skip.uid in uids],
         warnings=[remark for remark in checked.warnings if remark.uid in uids],
     )
 

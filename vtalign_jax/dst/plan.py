@@ -211,9 +211,9 @@ def make_plan(settings: Settings) -> Plan:
     jobs, find_skips, find_warnings = find_frames(videos, finder, settings)
     if find_skips and not jobs:
         raise UserError(_no_frames(videos, find_skips, finder))
-    if settings.limit_videos:  # what is wrong elsewhere does not count
+    if settings.limit_videos:  # what is wrong with other videos does not count
         taken = {job.pairs[0].uid for split_jobs in jobs.values() for job in split_jobs}
-        skips = [skip for skip in skips if skip.uid in taken]
+        skips = [skip for skip in skips if not skip.uid or skip.uid in taken]
     return Plan(
         jobs=jobs,
         settings=settings,
