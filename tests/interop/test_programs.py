@@ -37,6 +37,25 @@ def test_any_other_program_in_an_export_is_named(tmp_path):
         refuse_programs(tmp_path, FORMS[SENTENCE_TRANSFORMERS])
 
 
+@pytest.mark.parametrize(
+    ("name", "shard", "is_safe"),
+    [
+        ("model.safetensors.index.json", "model-1-of-1.safetensors", True),
+        ("model.safetensors.index.json", "model-1-of-1.weights", False),
+        ("transformer/pytorch_model.bin.index.json", "model-1-of-1.safetensors", False),
+    ],
+)
+def test_an_index_names_safetensors_alone(tmp_path, name, shard, is_safe):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"weight_map": {"lm_head.weight": shard}}))
+    if is_safe:
+        refuse_programs(tmp_path, FORMS[MERGED])
+    else:
+        with pytest.raises(UserError, match=r"index\.json may be a pickle"):
+            refuse_programs(tmp_path, FORMS[MERGED])
+
+
 @pytest.mark.parametrize("name", ["adapter_model.bin", "1_Dense/pytorch_model.bin", "head.pkl"])
 def test_pickled_weights_are_refused(tmp_path, name):
     file = tmp_path / name

@@ -12,6 +12,7 @@ from vtalign_jax.interop.forms import Form
 # imports those that are not its own from there.
 _CLASS_FILES = ("modules.json", "router_config.json")
 _CLASSES = "sentence_transformers."
+_INDEX, _SAFE = ".index.json", ".safetensors"  # of shards, which may have any name
 # Weights as Python objects, which older libraries unpickle: that runs what they say. None of ours.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -32,7 +33,7 @@ def refuse_programs(folder: Path, form: Form) -> None:
                 f"then remove it (an {EMBED}: put {EMBED_SCRIPT} in its place)"
             )
     for file in sorted(folder.rglob("*")):
-        if file.suffix in PICKLED:
+        if file.suffix in PICKLED or (file.name.endswith(_INDEX) and not _is_safe(file)):
             raise UserError(
                 f"{file} may be a pickle, and verifying would run what it says; exports hold "
                 "safetensors alone: remove it, or copy the export again"
@@ -48,6 +49,15 @@ def refuse_programs(folder: Path, form: Form) -> None:
                 f"{file} names {foreign[0]!r}, no class of sentence-transformers; verifying would "
                 "run it: copy the export again"
             )
+
+
+def _is_safe(index: Path) -> bool:
+    """Return whether an index names safetensors alone, as all that libraries read of it."""
+    try:
+        shards = json_files.loads(index.read_bytes())["weight_map"].values()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    return index.name.endswith(_SAFE + _INDEX) and all(str(x).endswith(_SAFE) for x in shards)
 
 
 def _types(value: Any) -> list[Any]:

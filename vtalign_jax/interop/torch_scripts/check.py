@@ -135,7 +135,7 @@ def as_base(embedder: Any, base: str) -> Iterator[str]:
     try:
         # The embedder of the export, told to load another folder's weights.
         model = type(embedder.model).from_pretrained(
-            base or embedder.settings["base"], dtype=embedder.model.dtype
+            base or embedder.settings["base"], dtype=embedder.model.dtype, use_safetensors=True
         )
     except (OSError, ValueError) as error:
         yield str(error).strip().splitlines()[0]

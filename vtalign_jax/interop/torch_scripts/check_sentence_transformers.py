@@ -86,7 +86,8 @@ class User:
 
     def __init__(self, export: Path):
         """Load the export."""
-        options = {"device": "cpu", "model_kwargs": {"dtype": "float32"}}
+        given = {"dtype": "float32", "use_safetensors": True}
+        options = {"device": "cpu", "model_kwargs": given}
         self.model = SentenceTransformer(str(export), **options)
         self.is_routed = isinstance(self.model[0], Router)
         routes = self.model[0].sub_modules if self.is_routed else None

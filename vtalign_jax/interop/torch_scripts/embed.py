@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch.nn.functional import gelu, linear, normalize
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText as Model
 
 
 class Embedder:  # noqa: D101, for its length; `base`: another copy of an adapter's base model
@@ -18,7 +18,7 @@ class Embedder:  # noqa: D101, for its length; `base`: another copy of an adapte
         self.tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
         self.head, is_peft = load_file(f"{folder}/head.safetensors"), s["form"] == "peft"
         name = (base or s["base"]) if is_peft else folder
-        self.model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device)
+        self.model = Model.from_pretrained(name, dtype=dtype, use_safetensors=True).to(device)
         self.core, ids = self.model.model, self.head["position_ids"].to(device)
         table = self.core.vision_model.embeddings.position_embedding  # transformers issue 41190
         self.repair = table.register_forward_pre_hook(lambda _, x: ids.expand_as(*x))
