@@ -39,7 +39,8 @@ def main(*more: str) -> None:
     if more and not _COMPARE.value:
         raise UserError(f"unexpected argument {more[0]!r}; a flag is --name=value")
     if compared:
-        written = page.write_comparison([remote.path(each) for each in compared], _OUT.value)
+        workdirs = [remote.path(each) for each in compared]
+        written = page.write_comparison(workdirs, _OUT.value, _warn)
     else:
         workdir = remote.path(_WORKDIR.value)
         written = page.write_report(workdir, _OUT.value, _DATASET.value, _warn)

@@ -190,8 +190,12 @@ def test_a_run_whose_configuration_is_damaged_is_drawn_and_compared(tmp_path, da
     text = page.write_report(runs[1]).read_text()
     assert "Could not be read: <bdi>config.json" in text
     assert "0.200 to 0.900" in text
-    text = page.write_comparison(runs, str(tmp_path / "both.html")).read_text()
+    warnings = []
+    text = page.write_comparison(runs, str(tmp_path / "both.html"), warnings.append).read_text()
     assert "could not be read: <bdi>config.json" in text
+    assert "tune.rank" not in text  # of one run alone
+    (warning,) = warnings
+    assert warning.startswith("b: could not be read: config.json")
 
 
 def test_runs_from_before_intervals_are_read_from_their_metrics(tmp_path):

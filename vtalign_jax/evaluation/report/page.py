@@ -65,12 +65,17 @@ def write_report(
     return path
 
 
-def write_comparison(workdirs: Sequence[str | epath.Path], out: str = "") -> epath.Path:
+def write_comparison(
+    workdirs: Sequence[str | epath.Path],
+    out: str = "",
+    warn: Callable[[str], None] = lambda line: None,
+) -> epath.Path:
     """Write a page of several runs; return where.
 
     Args:
       workdirs: two to eight.
       out: a file; by default `comparison.html` in this folder.
+      warn: called with a line for each file that could not be read.
 
     Raises:
       UserError: one is no workdir, there are too few or too many, or the page cannot be written.
@@ -85,6 +90,9 @@ def write_comparison(workdirs: Sequence[str | epath.Path], out: str = "") -> epa
     with _drawn(", ".join(map(str, workdirs))):
         page = render("comparison.html.j2", comparison_context(runs))
     _write(path, page)
+    for run in runs:
+        for fault in run.faults:
+            warn(f"{run.name}: could not be read: {fault}")
     return path
 
 

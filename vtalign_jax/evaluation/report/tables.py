@@ -240,13 +240,14 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
 
 
 def differences(runs: Sequence[Run]) -> Table:
-    """Return the fields and facts in which runs differ."""
+    """Return the fields and facts in which runs differ; a run without a config has no fields."""
     columns = [flat(run.config) for run in runs]
-    names = sorted({name for column in columns for name in column})
+    known = [column for column in columns if column]
+    names = sorted({name for column in known for name in column})
     rows = [
         (name, "", [Cell(NOTHING if name not in one else str(one[name])) for one in columns])
         for name in names
-        if len({repr(one.get(name)) for one in columns}) > 1
+        if len({repr(one.get(name)) for one in known}) > 1
     ]
     facts = [dict(run_facts(run)) for run in runs]
     for name in ("base", "dataset", "parameters", "devices", "revision", "versions"):
