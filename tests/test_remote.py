@@ -34,6 +34,17 @@ def test_paths_of_this_machine_stay_as_they_are(tmp_path, monkeypatch):
     assert not remote.is_remote(tmp_path)
 
 
+def test_a_folder_is_tried_without_touching_what_lies_there(tmp_path):
+    others = tmp_path / "page.html.new"
+    others.write_text("being written")
+    remote.check_writable(remote.path(tmp_path / "page.html"))
+    assert [*tmp_path.iterdir()] == [others]
+    assert others.read_text() == "being written"
+    for wrong in (tmp_path, tmp_path / ("long" * 63), others / "page.html"):
+        with pytest.raises(OSError, match=r"\[Errno"):
+            remote.check_writable(remote.path(wrong))
+
+
 def test_a_path_in_a_bucket_stays_one(bucket):
     given = f"{bucket.url}/run"
     assert str(remote.absolute(remote.path(given) / "checkpoints")) == f"{given}/checkpoints"

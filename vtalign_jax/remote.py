@@ -98,15 +98,19 @@ def write_bytes(file: "epath.Path", data: bytes) -> None:
 
 
 def check_writable(file: "epath.Path") -> None:
-    """Make a local file's folder, and raise now the OSError that `write_bytes` would end with."""
+    """Make a local file's folder, and raise now the OSError that `write_bytes` would end with.
+
+    A bucket is not tried: what may be written there shows when it is.
+    """
     if is_remote(file):
         return
     if file.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     file.parent.mkdir(parents=True, exist_ok=True)
-    written = file.with_name(file.name + ".new")
-    written.write_bytes(b"")
-    written.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(file.with_name(file.name + ".new"))  # its name may be too long
+    with tempfile.NamedTemporaryFile(dir=file.parent):
+        pass
 
 
 def cache() -> Path:
