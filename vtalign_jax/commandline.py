@@ -175,7 +175,7 @@ def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: objec
     if kind is KeyboardInterrupt:
         _say_interrupted()  # Python then ends by SIGINT itself
     else:
-        sys.__excepthook__(kind, error, trace)
+        _hook_before(kind, error, trace)
 
 
 def _fail(message: object) -> None:
@@ -186,4 +186,5 @@ def _fail(message: object) -> None:
     sys.exit(2)
 
 
+_hook_before = sys.excepthook
 sys.excepthook = _tell_uncaught  # set here, as commands import what takes seconds after this
