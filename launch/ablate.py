@@ -27,6 +27,7 @@ from vtalign_jax.errors import UserError
 from vtalign_jax.objectives.negatives import PRESETS
 from vtalign_jax.training import ablation
 from vtalign_jax.training.ablation import Reached, Run
+from vtalign_jax.wording import counted
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="file of the run, such as configs/tiny.py; --config.a.b=x for all runs"
@@ -49,7 +50,8 @@ def main() -> None:
     out = remote.path(_OUT.value)
     runs = ablation.make_runs(resolve(_CONFIG.value), field, values, _seeds(), str(out))
     waiting = [run for run in runs if ablation.find_reached(run) is None]
-    _say(f"{len(runs)} runs in {_OUT.value}, {len(runs) - len(waiting)} of them finished before")
+    finished = len(runs) - len(waiting)
+    _say(f"{counted(len(runs), 'run')} in {_OUT.value}, {finished} of them finished before")
     began = time.monotonic()
     for number, run in enumerate(waiting):
         minutes = (time.monotonic() - began) / 60 * (len(waiting) - number) / max(number, 1)

@@ -187,8 +187,8 @@ def _probe() -> tuple[Config, int, Evaluation, dict[probe.Choice, Evaluation]]:
     wanted = probe.choices(blocks)
     gib = 2 * len(split) * len(wanted) * assembly.base.text.hidden_size * 4 / 2**30
     say(
-        f"scoring {len(wanted)} choices of block and pooling on {len(split):,} clips in one pass "
-        f"({gib:.1f} GiB of states on this host): compiling first"
+        f"scoring {len(wanted)} choices of block and pooling on {counted(len(split), 'clip')} "
+        f"in one pass ({gib:.1f} GiB of states on this host): compiling first"
     )
     return config, blocks, evaluator.chance(), probe.probe(evaluator, params, frozen, wanted)
 
@@ -233,11 +233,11 @@ def _scores(
     evaluator = Evaluator(assembly.bind, mesh, split, tokenizer, config, say)
     say(f"loading the base from {assembly.directory}")
     untrained, frozen = load(assembly, mesh)
-    rows = {"chance": evaluator.chance()}
+    rows, clips = {"chance": evaluator.chance()}, counted(len(split), "clip")
     if trained.is_merged:
-        say(f"evaluating {len(split):,} clips (the export has no base for zero_shot): compiling")
+        say(f"evaluating {clips} (the export has no base for zero_shot): compiling")
     else:
-        say(f"evaluating the base, then the checkpoint, on {len(split):,} clips: compiling first")
+        say(f"evaluating the base, then the checkpoint, on {clips}: compiling first")
         rows["zero_shot"], _ = evaluator.score_untrained(untrained, frozen)
     params = jax.device_put(trained.params, NamedSharding(mesh, sharding.WHOLE))
     found = evaluator.embeddings(params, frozen)

@@ -25,6 +25,7 @@ from vtalign_jax import commandline, remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import certificate, hub, model_card
 from vtalign_jax.interop.forms import FORMS, SETTINGS
+from vtalign_jax.wording import counted
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "workdir (its best checkpoint is taken), one of its checkpoints, or an export"
@@ -157,7 +158,7 @@ def _held_out(folder: Path, dataset: str) -> certificate.Clips | None:
         _say(f"recall is not compared: reading the dataset needs {error.name}")
         return None
     found = read_again(folder, dataset)
-    _say(f"comparing recall on the {len(found.texts)} clips of {found.facts['dataset']}")
+    _say(f"comparing recall on the {counted(len(found.texts), 'clip')} of {found.facts['dataset']}")
     return found
 
 

@@ -111,7 +111,9 @@ def _ground() -> dict[str, Any]:
         documents.append(document)
         answers += of_video
         left = (time.monotonic() - began) / number * (len(found.jobs) - number)
-        place = f"; {number} of {len(found.jobs)} videos, {left:.0f} s left" if left else ""
+        place = (
+            f"; {number} of {counted(len(found.jobs), 'video')}, {left:.0f} s left" if left else ""
+        )
         _print_video(document, place)
     if not documents:
         raise UserError(next(iter(failed.values())))
@@ -147,7 +149,7 @@ def _search(
             tell=progress,
         )
     answers = grounding_documents.answers_of(job, found, asked["windows"]["point_seconds"])
-    title = f"{job.name}, {found.seconds:.1f} s, {len(found.windows):,} windows"
+    title = f"{job.name}, {found.seconds:.1f} s, {counted(len(found.windows), 'window')}"
     drawn = draw_timeline(found, job.questions, title, face, ROWS) if args.pictures else []
     document = grounding_documents.document(job, found, answers, asked)
     document = grounding_files.write_video(out, name, document, drawn)

@@ -50,6 +50,7 @@ from vtalign_jax.training.session import Session
 from vtalign_jax.training.signatures import make_text_embedder, record_signatures
 from vtalign_jax.training.state import TrainState, init_state
 from vtalign_jax.training.step import Bind, make_train_step
+from vtalign_jax.wording import counted
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="file of the run, such as configs/pretrain.py; --config.a.b=x overrides"
@@ -80,8 +81,9 @@ def main() -> None:
     order = train_order(train_split, config)
     epoch_steps = order.steps_per_epoch
     _say(
-        f"{workdir}: {order.epoch_records:,} clips to train on and {len(val_split):,} to validate, "
-        f"{config.train.epochs} epochs of {epoch_steps:,} steps, {mesh.size} device(s)"
+        f"{workdir}: {counted(order.epoch_records, 'clip')} to train on and {len(val_split):,} to "
+        f"validate, {counted(config.train.epochs, 'epoch')} of {counted(epoch_steps, 'step')}, "
+        f"{counted(mesh.size, 'device')}"
     )
     _say_mixture(order, train_split, val_split, config)
 
@@ -201,7 +203,7 @@ def _say_mixture(
     if order.epoch_records < batch:
         _say(
             f"warning: config.train.contrastive_batch={batch} is more than the "
-            f"{order.epoch_records:,} clips; the other rows of a batch stay empty"
+            f"{counted(order.epoch_records, 'clip')}; the other rows of a batch stay empty"
         )
 
 

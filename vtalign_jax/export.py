@@ -34,6 +34,7 @@ from vtalign_jax.models.aligner import MIN_TEMPERATURE
 from vtalign_jax.models.vision import position_ids
 from vtalign_jax.training import trainable
 from vtalign_jax.training.trained import Trained, load_trained
+from vtalign_jax.wording import counted
 
 # Form -> what writes its weights and the base's files into an empty folder. Heads, settings,
 # embed.py, certificate and card are the same for all; what else differs: `interop/forms.py`.
@@ -111,7 +112,8 @@ def _held_out(
             raise
         say(f"recall is not compared: {error}")
         return None
-    say(f"comparing recall on {len(held_out.texts)} clips of {data.dir}, {data.val_split}")
+    compared = counted(len(held_out.texts), "clip")
+    say(f"comparing recall on {compared} of {data.dir}, {data.val_split}")
     return held_out
 
 

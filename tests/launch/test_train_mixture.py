@@ -70,7 +70,7 @@ def test_shares_windows_and_shown_texts_reach_the_run_and_its_checkpoint(tmp):
         "--config.data.parent_text_probability=0.5",
         "--config.data.eval_parent_text=True",
     )
-    assert "18 clips to train on and 6 to validate, 1 epochs of 3 steps" in said
+    assert "18 clips to train on and 6 to validate, 1 epoch of 3 steps" in said
     assert f"an epoch takes 6 clips of {tmp}/one, 12 of 20 clips of {tmp}/two" in said
     assert f"validating on 6 clips of {tmp}/one, 0 clips of {tmp}/two" in said
     first = json.loads((tmp / "run" / "metrics.jsonl").read_text().splitlines()[0])

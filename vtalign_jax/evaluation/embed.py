@@ -37,6 +37,7 @@ from vtalign_jax.pipeline.loader import make_eval_loader
 from vtalign_jax.pipeline.texts import evaluation_identity, shown_texts
 from vtalign_jax.pipeline.transforms import Tokenizer
 from vtalign_jax.training.step import stored_prefixes
+from vtalign_jax.wording import counted
 
 Parameters = Mapping[str, jax.Array]
 Bind = Callable[[Parameters], AlignerModel]
@@ -202,7 +203,8 @@ class Evaluator:
             seconds = time.perf_counter() - began
             if not is_said and seconds > _QUIET_SECONDS:
                 left = seconds / (number + 1) * (-(-count // batch_size) - number - 1)
-                self._say(f"evaluating {count:,} clips of {self._split.name}, {left:.0f} s to go")
+                clips = f"{counted(count, 'clip')} of {self._split.name}"
+                self._say(f"evaluating {clips}, {left:.0f} s to go")
                 is_said = True
         yield held
 

@@ -26,6 +26,7 @@ from vtalign_jax.evaluation.grounding_jobs import Job
 from vtalign_jax.evaluation.grounding_metrics import Answer, grounding_metrics, judge
 from vtalign_jax.evaluation.questions import right_spans
 from vtalign_jax.evaluation.spans import WindowGrid
+from vtalign_jax.wording import counted
 
 
 def answers_of(job: Job, found: Grounding, window_seconds: float) -> list[Answer | None]:
@@ -90,7 +91,7 @@ def summary(
     """Return the document of several videos, see above."""
     count = sum(found["windows"]["count"] for found in documents)
     return {
-        "video": f"{len(documents)} videos",
+        "video": counted(len(documents), "video"),
         "checkpoint": asked["checkpoint"],
         "seconds": round(sum(found["seconds"] for found in documents), 3),
         "windows": asked["windows"] | {"count": count},
