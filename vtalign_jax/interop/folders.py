@@ -5,6 +5,7 @@ import fcntl
 import glob
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,10 +85,17 @@ def _clear_remains(out: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, once others have let go; without locks nothing is held."""
+    """Hold a folder's lock, once others have let go; without locks nothing is held.
+
+    Whoever has to wait says so on stderr.
+    """
     with _opened(folder) as descriptor:
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another that writes into {folder}", file=sys.stderr, flush=True)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
 
 
