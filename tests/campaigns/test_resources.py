@@ -175,7 +175,8 @@ def test_two_of_a_command_do_not_write_one_folder(tmp, recordings, dataset, comm
         "cache_features": [f"--config={CONFIG}", f"--config.data.dir={dataset}", f"--out={out}"],
     }[command]
     first = commands.start(f"launch/{command}.py", *arguments)
-    wait_for(first, (out / ".lock").exists)
+    lock = out / ".lock"
+    wait_for(first, lambda: lock.exists() and lock.read_text())  # its holder has written into it
     first.send_signal(signal.SIGSTOP)
     assert "is being written by" in last_error(commands.start(f"launch/{command}.py", *arguments))
     first.send_signal(signal.SIGCONT)
