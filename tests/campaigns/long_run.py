@@ -134,7 +134,7 @@ QUANTITIES = {
     "memory, typical (MiB)": (_typical("resident_bytes"), _MIB, _SIXTH, (0.05, 0.0)),
     "memory, at most (MiB)": (_most("resident_bytes"), _MIB, _FIRST, (0.05, 0.0)),
     "open files, typical": (_typical("files"), 1, _FIRST, (0.0, 0.0)),
-    "open files, at most": (_most("files"), 1, _FIRST, (0.0, 4.0)),  # as a sample meets a save
+    "open files, at most": (_most("files"), 1, _FIRST, None),  # as a sample meets a save, or none
     "threads, typical": (_typical("threads"), 1, _SIXTH, (0.0, 2.0)),  # of pools, made as needed
     "threads, at most": (_most("threads"), 1, _SIXTH, (0.0, 8.0)),
     "processor time a step (ms)": (_a_step("cpu_seconds"), 1e-3, _FIRST, (0.10, 0.0)),
