@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
         ("def get_config():\n    raise ValueError('bad')", ": ValueError: bad (FILE, line 2)"),
         ("def get_config():\n    return {}['NOPE']", ": KeyError: 'NOPE' (FILE, line 2)"),
         ("def get_config():\n    return None.no", "has no attribute 'no' (FILE, line 2)"),
+        ("def get_config(size):\n    return {}", "TypeError: get_config() missing 1 required"),
         (None, "No such file or directory"),
     ],
 )
@@ -35,9 +37,14 @@ def test_a_config_file_that_does_not_load_is_one_line(
     file = tmp_path / "broken.py"
     assert _ended_with_file(monkeypatch, file, content) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: cannot load the file of --config: ")
+    assert line.startswith("error: cannot load the file of --config")
     assert reason.replace("FILE", str(file)) in line
     assert ("configs/pretrain.py" in line) == (content is None)
+
+
+def test_a_config_file_without_get_config_is_told_so(tmp_path, monkeypatch, capsys):
+    assert _ended_with_file(monkeypatch, tmp_path / "empty.py", "x = 1") == 2
+    assert "has no get_config(); write one" in capsys.readouterr().err
 
 
 def test_a_config_file_that_ends_the_program_ends_it_as_it_says(tmp_path, monkeypatch):
@@ -50,6 +57,7 @@ def _ended_with_file(monkeypatch, file, content):
     if content:
         file.write_text(content)
     values = flags.FlagValues()
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # an earlier file
     monkeypatch.setattr(flags, "FLAGS", values)
     config_flags.DEFINE_config_file("config", flag_values=values)
     argv = ["train.py", f"--config={file}"]
@@ -132,6 +140,30 @@ def test_ctrl_c_while_a_command_still_imports_is_one_line():
         lines[error] = done.returncode, done.stderr
     assert lines["KeyboardInterrupt"] == (-signal.SIGINT, "interrupted\n")
     assert lines["OSError"] == (1, "<class 'OSError'>\n")  # told by the hook of before
+
+
+@pytest.mark.parametrize("flag", ["--help", "--noverbose"])
+def test_a_reader_that_goes_away_ends_nothing(tmp_path, flag):
+    """As in `train | tee`, whose reader Ctrl-C ends first."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, sys\n"
+        "from absl import flags\n"
+        "from vtalign_jax import commandline\n"
+        "flags.DEFINE_bool('verbose', True, '')\n"
+        "def main():\n"
+        "    for _ in range(3):\n"
+        "        print('told', flush=True)\n"
+        "    pathlib.Path(__file__).with_name('done').touch()\n"
+        "commandline.run(main)\n"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, script, flag]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "done").exists() == (flag != "--help")
 
 
 def test_another_error_of_the_system_keeps_its_traceback(monkeypatch):

@@ -127,3 +127,8 @@ def test_a_whole_number_is_a_float_where_one_is_asked_for():
 def test_a_resolved_config_cannot_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().train.epochs = 3
+
+
+def test_what_is_no_configuration_is_refused():
+    with pytest.raises(UserError, match="a configuration has sections, got 3"):
+        resolve(3)

@@ -1,8 +1,10 @@
 """How every command starts: flags parsed, user errors as one line, exit code 2."""
 
 import contextlib
+import io
 import json
 import math
+import os
 import re
 import sys
 import traceback
@@ -20,6 +22,11 @@ _PLAINER = (
     (r"flag (--[^=]+=.*): could not convert string to float.*", r"\1 is no number"),
     (r"flag (--[^=]+=.*): value should be one of <(.*)>", r"\1 is none of \2"),
     (r"flag (--[^=]+=.*): \('Non-boolean argument.*", r"\1 is neither true nor false"),
+    (
+        r"flag (--[^=]+=.*): Error whilst parsing .*\b(\w+Error: .*)",
+        r"cannot load the file of \1: \2",
+    ),
+    (r".* Path to config file is an empty string\.", r"it has no name"),
     (r"flag (--[^=]+=.*)", r"\1"),
     (r"Unknown command line flag '([^']+)'", r"no flag --\1; see --help"),
     (
@@ -65,6 +72,9 @@ def run(
       takes_more: whether `main` takes what is no flag.
       around: entered once the flags are parsed, left when `main` returns or raises.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is getattr(sys, f"__{name}__") is not None:
+            setattr(sys, name, _lasting(getattr(sys, name)))
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -117,10 +127,34 @@ def _guard(main: Callable[..., None], arguments: list[str]) -> None:
         raise UserError(line) from error
 
 
+class _Lasting(io.FileIO):
+    """Standard output or error; once nobody reads it any more, what is written is dropped."""
+
+    def write(self, data: bytes) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
+
+
+def _lasting(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """Return a stream that ends no command: of `train | tee`, Ctrl-C ends the reader first."""
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering or stream.write_through,
+    )
+
+
 def _refuse(error: Exception) -> None:
     """End with what is wrong with flags or the file of --config."""
     if inside := _in_config_file(error):
         _fail(f"cannot load the file of --config: {inside}")
+    if "has no attribute 'get_config'" in str(error):
+        _fail("the file of --config has no get_config(); write one as in configs/tiny.py")
     if isinstance(error, (AttributeError, KeyError)):  # ml_collections: an override of no field
         said = str(error)  # the field, quoted twice over, and perhaps a hint
         field, hint = re.search(r"\w+", said), re.search(r'Did you mean "(\w+)"', said)

@@ -221,7 +221,9 @@ def resolve(values: Any) -> Config:
     Raises:
       UserError: unknown field, wrong type, or value out of range; the message names the field.
     """
-    values = values.to_dict() if hasattr(values, "to_dict") else dict(values)
+    values = values.to_dict() if hasattr(values, "to_dict") else values
+    if not isinstance(values, dict):
+        raise UserError(f"a configuration has sections, got {values!r}; return default_config()")
     sections = {f.name: f.default for f in dataclasses.fields(Config)}
     _refuse_unknown(values, sections, "")
     resolved = {}

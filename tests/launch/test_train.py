@@ -120,9 +120,11 @@ def test_its_report_opens_with_what_was_trained(finished):
 
 
 def test_a_finished_run_started_again_changes_nothing(tmp, finished, dataset):
-    before = rows(finished)
+    before, config = rows(finished), (finished / "config.json").read_text()
+    (finished / "config.json").write_text("")
     output = commands.run(*train_arguments(dataset, finished))
     assert "resuming after step 12 of 12" in output
+    assert (finished / "config.json").read_text() == config
     assert rows(finished) == before
 
 

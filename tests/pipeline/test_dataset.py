@@ -152,9 +152,11 @@ def test_a_tree_deeper_than_the_identity_holds_is_named(tmp_path):
         _ = open_split(str(tmp_path), "train").identity
 
 
-def test_a_missing_dataset_names_the_command_that_makes_it(tmp_path):
+def test_a_missing_dataset_names_the_command_that_makes_it_or_the_folder(tmp_path, prepared):
     with pytest.raises(UserError, match=r"no dataset in .*launch/prepare\.py .*--out="):
         open_split(str(tmp_path / "nowhere"), "train")
+    with pytest.raises(UserError, match=f"inside of a dataset; give {prepared} instead"):
+        open_split(f"{prepared}/dst_clips/1.0.0", "train")
 
 
 def test_a_missing_or_empty_split_names_those_that_exist(prepared):

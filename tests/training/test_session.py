@@ -57,7 +57,10 @@ def test_patience_and_best_survive_a_restart(tmp_path):
     assert (session.is_resumed, session.step) == (True, 9)
     assert (session.early.best, session.early.best_step, session.early.waited) == (0.5, 3, 2)
     assert evaluate(session, state, 4, 0.3)
-    assert "after step 3" in session.summary()
+    early, best = session.summary().splitlines()[:2]
+    assert early.startswith("ended early, after step 12 of ")
+    assert early.endswith("has not risen in 3 evaluations (config.train.patience)")
+    assert "0.5000, after step 3: " in best
     session.close()
 
     session, config = open_session(tmp_path)

@@ -343,6 +343,9 @@ def _version_directory(data_dir: epath.Path) -> epath.Path:
     root = data_dir / _NAME
     paths = [path for path in root.iterdir() if _version(path)] if root.exists() else []
     if not paths:
+        for outer in (data_dir.parent, data_dir.parent.parent):  # what prepare says that it wrote
+            if (outer / _NAME).exists():
+                raise UserError(f"{data_dir} is inside of a dataset; give {outer} instead")
         raise UserError(
             f"no dataset in {remote.absolute(data_dir)}; name the folder of one, or make it with: "
             f"python launch/prepare.py --annotations=... --videos=... --out={data_dir}"

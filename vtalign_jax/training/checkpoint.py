@@ -283,7 +283,8 @@ def read_state(path: str | epath.Path, abstract_state: Any, *, partial: bool = F
     )
     try:
         # Without a Checkpointer, in whose barrier the others would wait for one that cannot read.
-        flat = handler.restore(path / _STATE, args=arguments)
+        with orbax_logs.one_failure():
+            flat = handler.restore(path / _STATE, args=arguments)
     except Exception as error:  # Orbax raises no narrower one for arrays that it cannot read
         raise unreadable(path, error) from error
     if wrong := problem({name: flat[name] for name in wanted}, _sums(path)):

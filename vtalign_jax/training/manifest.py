@@ -70,7 +70,7 @@ class Fingerprints:
 
 
 def write_config(workdir: str | epath.Path, config: Config) -> None:
-    """Write the resolved configuration of a new run; process 0 does."""
+    """Write the resolved configuration of a run; process 0 does."""
     _write(epath.Path(workdir) / CONFIG, config_lib.to_dict(config))
 
 

@@ -150,15 +150,14 @@ class Session:
                 self.is_resumed = True
 
     def open(self) -> None:
-        """Write the configuration of a new run, and take up the checkpoints.
+        """Write the configuration, of which a start may change some, and take up the checkpoints.
 
         Raises:
           UserError: the folder cannot be written.
         """
         kept = self._config.train.keep_best, self._config.train.keep_latest
         with _writable(self._workdir):
-            if not self.is_resumed:
-                manifest.write_config(self._workdir, self._config)
+            manifest.write_config(self._workdir, self._config)
             self._checkpoints = Checkpoints(f"{self._workdir}/{FOLDER}", *kept)
 
     def start(self, state: TrainState, **facts: Any) -> TrainState:
@@ -321,8 +320,14 @@ class Session:
             best += f": {self._checkpoints.path(self.early.best_step)}"
         else:  # see `set_aside`
             best += ", whose checkpoint is gone; the best left is taken"
+        early = ""
+        if done < self.total_steps:
+            early = (
+                f"ended early, after step {done:,} of {self.total_steps:,}: {METRIC} has not risen "
+                f"in {self.early.waited} evaluations (config.train.patience)\n"
+            )
         return (
-            f"{best}\n"
+            f"{early}{best}\n"
             f"report: {self._workdir}/{REPORT}\n"
             f"next: python launch/evaluate.py --checkpoint={self._workdir}"
         )
