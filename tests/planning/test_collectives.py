@@ -72,9 +72,12 @@ def test_an_exchange_fused_into_several_steps_counts_once():
 }
 %three (p: f32[8]) -> f32[64] {
   ROOT %g = f32[64] all-gather(%p), channel_id=6, replica_groups=[1,8]<=[8]
+}
+%four (p: f32[8]) -> f32[64] {
+  ROOT %g = f32[64] all-gather(%p), channel_id=6, frontend_attributes={chain_id="1"}
 }"""
-    lines = [f"%{n} = f32[64] fusion(%x), calls=%{n}" for n in ("one", "two", "three")]
-    assert list(found_in(lines, more=fused).values()) == [2]
+    lines = [f"%{n} = f32[64] fusion(%x), calls=%{n}" for n in ("one", "two", "three", "four")]
+    assert list(found_in(lines, more=fused).values()) == [3]  # two chains share a channel
 
 
 def test_between_slices_what_megascale_receives_is_dcn_and_nothing_else_is():

@@ -41,9 +41,9 @@ class Instruction(NamedTuple):
 
     @property
     def channel(self) -> str | None:
-        """The channel of an exchange between devices."""
-        found = re.search(r"channel_id=(\d+)", self.attributes)
-        return found[1] if found else None
+        """The channel of an exchange between devices, and its chain where fusions share one."""
+        found = re.findall(r'\bcha(?:nnel|in)_id="?(\d+)', self.attributes)
+        return ".".join(found) or None
 
     @property
     def source(self) -> str:
