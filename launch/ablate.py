@@ -27,7 +27,7 @@ from vtalign_jax.errors import UserError
 from vtalign_jax.objectives.negatives import PRESETS
 from vtalign_jax.training import ablation
 from vtalign_jax.training.ablation import Reached, Run
-from vtalign_jax.wording import counted
+from vtalign_jax.wording import counted, typed_command, typed_overrides
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="file of the run, such as configs/tiny.py; --config.a.b=x for all runs"
@@ -72,7 +72,8 @@ def main() -> None:
     described |= {"field": field} | ablation.to_json(runs, reached, rows)
     remote.write_text(written, json.dumps(described, indent=2) + "\n")
     _say(f"{ablation.format_rows(field, rows)}\nwritten to {written}")
-    _say(f"next: python launch/evaluate.py --checkpoint={ablation.best_run(runs, reached).workdir}")
+    best = ablation.best_run(runs, reached).workdir
+    _say(f"next: {typed_command('evaluate', f'--checkpoint={best}')}")
 
 
 def _varied() -> tuple[str, list[str]]:
@@ -107,7 +108,7 @@ def _train(run: Run, fields: dict[str, object]) -> None:
       UserError: it failed; its own error line is told.
     """
     command = [sys.executable, str(_TRAIN), f"--config={flags.FLAGS['config'].config_filename}"]
-    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    command += typed_overrides(fields)
     command.append(f"--workdir={run.workdir}")
     before = signal.signal(signal.SIGTERM, _end)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")

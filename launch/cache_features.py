@@ -33,6 +33,7 @@ from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.tokens import ClipTokenizer
 from vtalign_jax.pipeline.dataset import open_split
 from vtalign_jax.training.assemble import Assembly, assemble, load
+from vtalign_jax.wording import typed_command, typed_overrides
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="file of the run, such as configs/pretrain.py; --config.a.b=x overrides"
@@ -99,10 +100,15 @@ def main() -> None:
         missing = [t for t in targets if read_json(t.folder / INDEX) is None]
         _write(missing, model, tokenizer, config)
     _say(f"the features are in {out}")
-    _say(
-        f"next: python launch/train.py --config={flags.FLAGS['config'].config_filename} "
-        f"--config.data.dir={config.data.dir} --config.data.feature_cache={out}"
-    )
+    _say(f"next: {_next_command(config, out)}")
+
+
+def _next_command(config: Config, out: Path) -> str:
+    """Return the training command; it needs this one's fields to take the features."""
+    given = flags.FLAGS["config"]
+    fields = {"data.dir": config.data.dir} | given.override_values
+    named = typed_overrides(fields | {"data.feature_cache": out})
+    return typed_command("train", f"--config={given.config_filename}", *named)
 
 
 def _out(config: Config) -> Path:

@@ -13,6 +13,7 @@ from absl import flags
 from vtalign_jax import commandline
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.base_files import CONVERTED, resolve_base
+from vtalign_jax.wording import typed_command
 
 _BASE = flags.DEFINE_string("base", "", "directory or hub id of the base model")
 _OUT = flags.DEFINE_string(
@@ -39,8 +40,8 @@ def main() -> None:
         _say(f"writing {size:.1f} GB from {directory}; a disk takes some 10 s a GB")
         converted.write(folder, arrays, directory, _BASE.value)
     _say(f"wrote {_OUT.value}")
-    command = "python launch/train.py --config=configs/pretrain.py --config.model.base"
-    _say(f"next: {command}={_OUT.value}")
+    given = "--config=configs/pretrain.py", f"--config.model.base={_OUT.value}"
+    _say(f"next: {typed_command('train', *given)}")
 
 
 def _say(line: str) -> None:

@@ -45,7 +45,7 @@ from vtalign_jax.pipeline.mixture import describe
 from vtalign_jax.secret_words import redact
 from vtalign_jax.training.assemble import assemble, load
 from vtalign_jax.training.trained import Trained, load_trained
-from vtalign_jax.wording import counted
+from vtalign_jax.wording import counted, typed_command, typed_overrides
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "workdir (its best checkpoint is taken), checkpoint, or export"
@@ -157,11 +157,11 @@ def _main_of_probe() -> None:
         commandline.print_json(facts | {"chance": chance.metrics})
     else:
         print(probe.format_probe(found, chance, blocks, overrides))
-    named = f"--config.model.base={config.model.base} --config.data.dir={config.data.dir}"
     run = "tiny" if config.model.base == TINY else "pretrain"
-    next_command = f"python launch/train.py --config=configs/{run}.py {named}"
+    named = typed_overrides({"model.base": config.model.base, "data.dir": config.data.dir})
     out = sys.stderr if _JSON.value else sys.stdout
-    print("next:", next_command, *overrides, file=out)
+    following = typed_command("train", f"--config=configs/{run}.py", *named, *overrides)
+    print(f"next: {following}", file=out)
 
 
 def _probe() -> tuple[Config, int, Evaluation, dict[probe.Choice, Evaluation]]:
@@ -259,10 +259,10 @@ def _draw(facts: dict[str, Any], rows: dict[str, Evaluation], sample: Sample) ->
 
 def _next_command() -> str:
     path = _CHECKPOINT.value
-    base = f" --base={_BASE.value}" if _BASE.value else ""
+    base = [f"--base={_BASE.value}"] if _BASE.value else []
     if (epath.Path(path) / SETTINGS).exists():
-        return f"python launch/export.py --verify={path}{base}"
-    return f"python launch/export.py --checkpoint={path} --format=peft{base}"
+        return typed_command("export", f"--verify={path}", *base)
+    return typed_command("export", f"--checkpoint={path}", "--format=peft", *base)
 
 
 if __name__ == "__main__":

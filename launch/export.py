@@ -25,7 +25,7 @@ from vtalign_jax import commandline, remote
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import certificate, hub, model_card
 from vtalign_jax.interop.forms import FORMS, SETTINGS
-from vtalign_jax.wording import counted
+from vtalign_jax.wording import counted, typed_command
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "workdir (its best checkpoint is taken), one of its checkpoints, or an export"
@@ -71,7 +71,7 @@ def main() -> None:
         with _here(out) as folder:
             push(folder, unverified)
     if not _VERIFY.value:
-        _say(f"next: python launch/evaluate.py --checkpoint={out}")
+        _say(f"next: {typed_command('evaluate', f'--checkpoint={out}')}")
 
 
 def export_checkpoint() -> tuple[str, str]:

@@ -39,7 +39,7 @@ from vtalign_jax.evaluation.grounding_metrics import Answer, format_metrics
 from vtalign_jax.evaluation.spans import WIDTHS, WindowGrid
 from vtalign_jax.evaluation.timeline import ROWS, draw_timeline
 from vtalign_jax.training.trained import Trained, load_trained
-from vtalign_jax.wording import counted
+from vtalign_jax.wording import counted, typed_command
 
 _SHOWN = 12  # texts of a video whose spans are printed
 
@@ -252,8 +252,8 @@ def _workdir(checkpoint: str) -> str:
 
 def _next_command(workdir: str) -> str:
     if workdir:
-        return f"python launch/report.py --workdir={workdir}"
-    return f"python launch/evaluate.py --checkpoint={flags.FLAGS.checkpoint}"
+        return typed_command("report", f"--workdir={workdir}")
+    return typed_command("evaluate", f"--checkpoint={flags.FLAGS.checkpoint}")
 
 
 if __name__ == "__main__":

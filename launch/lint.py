@@ -29,11 +29,11 @@ from vtalign_jax.dst.contact_sheet import (
 )
 from vtalign_jax.dst.lint import Linted, Options, lint, with_skips
 from vtalign_jax.dst.plan import Settings
-from vtalign_jax.dst.settings_flags import define_settings_flags, shown_flags, typed_settings
+from vtalign_jax.dst.settings_flags import define_settings_flags, typed_flags, typed_settings
 from vtalign_jax.dst.typeface import Typeface, load_typeface
 from vtalign_jax.errors import UserError
 from vtalign_jax.processes import make_pool, map_in_order
-from vtalign_jax.wording import counted
+from vtalign_jax.wording import counted, typed_command
 
 define_settings_flags()
 flags.DEFINE_integer("max_text_chars", Options.max_text_chars, "A longer text is a warning.")
@@ -158,9 +158,12 @@ def _write(path: str, flag: str, content: bytes) -> None:
 
 def _next_command(settings: Settings) -> str:
     args = flags.FLAGS
-    videos = "" if settings.videos else " --videos=VIDEOS"
-    share = "" if args.max_skipped == report.MAX_SKIPPED else f" --max_skipped={args.max_skipped:g}"
-    return f"python launch/prepare.py {shown_flags(settings)}{videos}{share}"
+    given = typed_flags(settings)
+    if not settings.videos:
+        given.append("--videos=VIDEOS")
+    if args.max_skipped != report.MAX_SKIPPED:
+        given.append(f"--max_skipped={args.max_skipped:g}")
+    return typed_command("prepare", *given)
 
 
 if __name__ == "__main__":

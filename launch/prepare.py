@@ -32,7 +32,7 @@ from vtalign_jax.dst.nodes import Skip
 from vtalign_jax.dst.plan import Plan, make_plan
 from vtalign_jax.dst.settings_flags import define_settings_flags, typed_settings
 from vtalign_jax.errors import UserError
-from vtalign_jax.wording import counted
+from vtalign_jax.wording import counted, typed_command
 
 define_settings_flags()
 flags.DEFINE_string("out", "datasets/dst_clips", "Where the dataset goes.")
@@ -82,11 +82,11 @@ def _is_done(plan: Plan, out: str, overwrite: bool) -> bool:
 
 def _next_command(plan: Plan, out: str) -> str:
     """Return the line that ends the command; training needs splits train and val."""
-    command = "python launch/train.py --config=configs/pretrain.py --config.data.dir"
-    missing = [split for split in ("train", "val") if split not in plan.jobs]
+    when, missing = "", [split for split in ("train", "val") if split not in plan.jobs]
     if missing:
-        return f"next, with a DATASET of split {' and '.join(missing)}: {command}={out},DATASET"
-    return f"next: {command}={out}"
+        when, out = f", with a DATASET of split {' and '.join(missing)}", f"{out},DATASET"
+    given = "--config=configs/pretrain.py", f"--config.data.dir={out}"
+    return f"next{when}: {typed_command('train', *given)}"
 
 
 def _machines() -> Machines:

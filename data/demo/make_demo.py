@@ -19,6 +19,7 @@ from data.demo import scenes
 from vtalign_jax import commandline
 from vtalign_jax.errors import UserError
 from vtalign_jax.processes import make_pool, map_in_order
+from vtalign_jax.wording import typed_command
 
 
 def make_demo(out: pathlib.Path, counts: dict[str, int], seed: int) -> None:
@@ -75,8 +76,9 @@ def main() -> None:
     counts = {"train": flags.FLAGS.train, "val": flags.FLAGS.val}
     print(f"rendering {sum(counts.values())} recordings into {out} (about half a minute)")
     make_demo(out, counts, flags.FLAGS.seed)
-    print(f"next: python launch/prepare.py --annotations={out}/train.json,{out}/val.json \\")
-    print(f"    --videos={out}/videos --out={out.parent}/dataset --image_size=64 --frames=4")
+    given = [f"--annotations={out}/train.json,{out}/val.json", f"--videos={out}/videos"]
+    given += [f"--out={out.parent}/dataset", "--image_size=64", "--frames=4"]
+    print(f"next: {typed_command('prepare', *given)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,3 @@
-import shlex
-
 import pytest
 from absl import flags
 
@@ -27,11 +25,11 @@ def test_each_setting_has_a_flag_with_its_default(values):
     assert settings_flags.typed_settings() == Settings("", "")
 
 
-def test_settings_are_shown_as_a_shell_takes_them(values):
+def test_settings_are_shown_as_the_flags_that_give_them(values):
     settings = Settings(
         "a b/*.json", "v", uid_pattern="(?P<a>.+)'s", rotate=0, source_fps=29.97, levels="all"
     )
-    shown = settings_flags.shown_flags(settings)
-    assert shown.startswith("--annotations='a b/*.json' --videos=v ")
-    values(["command", *shlex.split(shown)])
+    shown = settings_flags.typed_flags(settings)
+    assert shown[:2] == ["--annotations=a b/*.json", "--videos=v"]
+    values(["command", *shown])
     assert settings_flags.typed_settings() == settings

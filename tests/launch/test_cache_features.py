@@ -10,6 +10,7 @@ from tests.launch.test_several_processes import finish, start
 from tests.launch.test_train import CONFIG, kill_when, rows, train_arguments
 
 SHORT = "--config.train.epochs=2"  # of 3 steps
+OVERRIDE = "--config.train.log_every_steps=2"
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +30,21 @@ def cache_arguments(dataset, *more):
 @pytest.fixture(scope="module")
 def written(tmp, dataset):
     """What two processes said, and the features beside the dataset."""
-    more = ["--dtype=float32", "--shard_mb=0.3", "--pairs_per_second=50"]
+    more = ["--dtype=float32", "--shard_mb=0.3", "--pairs_per_second=50", OVERRIDE]
     done = finish(start(tmp, 2, 1, *cache_arguments(dataset, *more)))
     assert [code for code, _ in done] == [0, 0], done
     return done[0][1], done[1][1], dataset.with_name("dataset_features")
 
 
-def test_two_processes_say_what_it_costs_and_write_their_own_files(written):
+def test_two_processes_say_what_it_costs_and_write_their_own_files(written, dataset):
     first, second, folder = written
     assert "features after the vision tower, a record for each stored frame, float32" in first
     assert "MB/s for 50 pairs a second on 2 host(s)" in first
     assert "times the pairs a second at equal utilisation" in first
-    assert first.splitlines()[-1].startswith("next: python launch/train.py --config=")
+    named = f"--config={CONFIG} --config.data.dir={dataset} {OVERRIDE}"
+    assert first.splitlines()[-1] == (
+        f"next: python launch/train.py {named} --config.data.feature_cache={folder}"
+    )
     index = json.loads((folder / "train" / "index.json").read_text())
     assert len(index["file_bytes"]) == 4  # 24 clips of 49,152 bytes, 6 a file
     assert "features-00000-of-00004" in first

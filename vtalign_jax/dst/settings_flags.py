@@ -1,7 +1,5 @@
 """The flags that become `plan.Settings`, of every command that reads annotations."""
 
-import shlex
-
 from absl import flags
 
 from vtalign_jax.dst.layouts import LAYOUTS
@@ -77,12 +75,12 @@ def typed_settings() -> Settings:
     return Settings(**typed)
 
 
-def shown_flags(settings: Settings) -> str:
-    """Return the flags that give these settings, as one types them in a shell."""
+def typed_flags(settings: Settings) -> list[str]:
+    """Return the flags that give these settings, each --name=value."""
     default = Settings("", "")
     differing = {
         name: getattr(settings, name)
         for name in Settings.__dataclass_fields__
         if getattr(settings, name) != getattr(default, name)
     }
-    return " ".join(f"--{name}={shlex.quote(str(value))}" for name, value in differing.items())
+    return [f"--{name}={value}" for name, value in differing.items()]

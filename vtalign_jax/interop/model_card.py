@@ -7,6 +7,7 @@ from typing import Any
 from vtalign_jax import remote
 from vtalign_jax.interop import certificate
 from vtalign_jax.interop.forms import SETTINGS, SQUARE, Form, read_json
+from vtalign_jax.wording import typed_command
 
 CARD = "README.md"
 _AS_FILMED = """Give frames as they were filmed, as `prepare.py` was given them: `Embedder` turns \\
@@ -131,7 +132,7 @@ def write_card(folder: Path, unverified: str = "") -> None:
 
 def verify_command(folder: Path | str) -> str:
     """Return the command that verifies an export where PyTorch is installed."""
-    return f"python launch/export.py --verify={folder}"
+    return typed_command("export", f"--verify={folder}")
 
 
 def _adapter(tune: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from vtalign_jax.evaluation.report import page, pictures
 from vtalign_jax.evaluation.report import sample as samples
 from vtalign_jax.training.board import Board
 from vtalign_jax.training.manifest import flat
+from vtalign_jax.wording import typed_command
 
 _IMAGE, _RESULT = "val/similarity", "best/recall@5"
 
@@ -80,7 +81,7 @@ class RunReport:
         except Exception as error:  # whatever it is, it must not end the training
             return [
                 f"warning: {page.FILE} could not be drawn ({_reason(error)}); training goes on, "
-                f"and python launch/report.py --workdir={self._workdir} tries again"
+                f"and {typed_command('report', f'--workdir={self._workdir}')} tries again"
             ]
         return []
 

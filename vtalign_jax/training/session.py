@@ -26,6 +26,7 @@ from vtalign_jax.training.metrics import MetricsWriter, Progress, StepRows
 from vtalign_jax.training.run_report import RunReport
 from vtalign_jax.training.set_aside import set_damaged_aside
 from vtalign_jax.training.state import TrainState
+from vtalign_jax.wording import typed_command
 
 _EXTRA_KINDS = {"config": dict, "fingerprints": dict, "early_stop": dict}
 _UPLOAD_SECONDS = 60.0  # at most so often between saves do metrics go to a bucket
@@ -329,7 +330,7 @@ class Session:
         return (
             f"{early}{best}\n"
             f"report: {self._workdir}/{REPORT}\n"
-            f"next: python launch/evaluate.py --checkpoint={self._workdir}"
+            f"next: {typed_command('evaluate', f'--checkpoint={self._workdir}')}"
         )
 
     def _upload(self, **when: float) -> None:
