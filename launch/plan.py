@@ -1,11 +1,7 @@
 r"""Plan: what a run costs and whether it fits, before a TPU is rented.
 
     python launch/plan.py --config=configs/pretrain.py --topology=v5e:4x4 \
-    if _CACHED.value and not config.data.feature_cache:
-        data = dataclasses.replace(config.data, feature_cache="not written yet")
-        config = dataclasses.replace(config, data=data)
-    # With --json nothing else stands on standard output.
-    with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
+        [--num_slices=2] [--cached] [--pairs=100000 --price=1.2] [--config.train.microbatch=8]
 
 Compiles the training step of the configuration for the TPU named, without one, and tells what the
 compiler says: memory by part, what the devices send each other, an estimate of time and cost.
@@ -39,13 +35,23 @@ _TOPOLOGY = flags.DEFINE_string("topology", "", "generation and chips along each
 _NUM_SLICES = flags.DEFINE_integer(
     "num_slices", 1, "how many slices of this topology", lower_bound=1
 )
-_PRICE = flags.DEFINE_float("price", 0.0, "US dollars an hour of a chip, for the cost of an epoch")
-_PAIRS = flags.DEFINE_integer(
-    "pairs", 0, "pairs of an epoch; by default those of config.data.dir, if it is there"
+_PRICE = flags.DEFINE_float(
+    "price", 0.0, "US dollars an hour of a chip, for the cost of an epoch", lower_bound=0.0
 )
-_WINDOW = flags.DEFINE_float("window_seconds", 4.0, "longest window of a clip, said in its prompt")
+_PAIRS = flags.DEFINE_integer(
+    "pairs",
+    0,
+    "pairs of an epoch; by default those of config.data.dir, if it is there",
+    lower_bound=0,
+)
+_WINDOW = flags.DEFINE_float(
+    "window_seconds", 4.0, "longest window of a clip, said in its prompt", lower_bound=0.0
+)
 _CLIP_TOKENS = flags.DEFINE_integer(
-    "clip_tokens", 0, "tokens of the longest clip's turn, where the tokenizer is not at hand"
+    "clip_tokens",
+    0,
+    "tokens of the longest clip's turn, where the tokenizer is not at hand",
+    lower_bound=0,
 )
 _CACHED = flags.DEFINE_bool(
     "cached", False, "plan the step that reads what cache_features.py writes, instead of frames"

@@ -45,6 +45,8 @@ def test_a_users_mistakes_are_one_line(tmp_path):
     assert "libtpu knows no --topology=v5e:3x3" in one_error_line(output)
     output = run(*PLAN, code=2)
     assert "--topology is missing" in one_error_line(output)
+    output = run(*PLAN, "--topology=v5e:1x1", "--pairs=-1", code=2)
+    assert "--pairs=-1: -1 is not a non-negative integer" in one_error_line(output)
 
 
 def test_ctrl_c_ends_it_at_once_though_the_compiler_works(tmp_path):
