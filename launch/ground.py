@@ -70,9 +70,9 @@ def main() -> None:
     # With --json nothing else stands on standard output.
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
         result = _ground()
-        print(f"next: {_next_command(result['workdir'])}")
+        print(f"next: {_next_command(result.pop('out'))}")
     if args.json:
-        commandline.print_json({k: v for k, v in result.items() if k != "workdir"})
+        commandline.print_json(result)
 
 
 def _ground() -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _ground() -> dict[str, Any]:
     if whole["metrics"]:
         say(format_metrics(whole["metrics"]))
     say(f"wrote {len(documents)} of {counted(len(documents) + len(failed), 'video')} to {out}")
-    return whole | {"videos": documents, "workdir": workdir}
+    return whole | {"videos": documents, "out": out}
 
 
 def _search(
@@ -250,8 +250,9 @@ def _workdir(checkpoint: str) -> str:
     return ""
 
 
-def _next_command(workdir: str) -> str:
-    if workdir:
+def _next_command(out: epath.Path) -> str:
+    workdir = _workdir(flags.FLAGS.checkpoint)
+    if grounding_files.is_drawn(out, workdir):
         return typed_command("report", f"--workdir={workdir}")
     return typed_command("evaluate", f"--checkpoint={flags.FLAGS.checkpoint}")
 

@@ -144,12 +144,22 @@ def test_files_of_equally_named_videos_do_not_replace_each_other():
     assert names == ["a", "A-2", "summary-2", "x_y", "a-3", "a.page2-2", "a.page2-2-2"]
 
 
+def test_a_report_draws_the_folder_of_its_workdir_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inside = tmp_path / "run" / "grounding"
+    assert grounding_files.is_drawn(epath.Path("run/grounding/"), str(tmp_path / "run"))
+    assert grounding_files.is_drawn(epath.Path(inside), "run")
+    assert not grounding_files.is_drawn(epath.Path(inside), "other")
+    assert not grounding_files.is_drawn(epath.Path("elsewhere"), "run")
+    assert not grounding_files.is_drawn(epath.Path("grounding"), "")  # of an export
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ({"source": "absent.mp4"}, "no such video absent.mp4"),
         ({"texts": []}, "texts are missing"),
-        ({"texts": "one string"}, "texts are missing"),
+        ({"texts": "one string"}, "a list of texts, got one string; put it in a list"),
         ({"keep": 0}, "keep is how many"),
         ({"nms_iou": 1.5}, "nms_iou must lie"),
         ({"widths": (0.01,)}, "widths must lie"),
@@ -185,6 +195,9 @@ def test_what_is_no_video_is_named(aligner, tmp_path):
     for name in ("no.mp4", "no.arrow"):
         with pytest.raises(UserError, match=f"cannot read .*{name}: unreadable"):
             ground(aligner, tmp_path / name, TEXTS)
+    with pytest.raises(UserError, match="is a folder of videos; name the files"):
+        ground(aligner, tmp_path, TEXTS, source_fps=2.0)
+    (tmp_path / "no.mp4").unlink()
     with pytest.raises(UserError, match="is a folder of images"):
         ground(aligner, tmp_path, TEXTS)
     with pytest.raises(UserError, match="no numbered image"):

@@ -64,6 +64,9 @@ def test_files_are_asked_all_texts_and_an_absent_one_has_failed(tree):
     assert [(job.name, len(job.questions)) for job in found.jobs] == [("a", 2)]
     assert "no such video absent.mp4" in found.failed["absent.mp4"]
     assert "--source_fps" in found.failed[str(tree / "images")]
+    videos = str(tree / "videos")
+    said = jobs_of_files((videos,), ("a",), PLAIN_FRAMES, None).failed[videos]
+    assert said == f"{videos} is a folder of videos; name the files, such as {file}"
     images = jobs_of_files((str(tree / "images"),), ("a",), PLAIN_FRAMES, 5.0).jobs[0].source
     assert (images.kind, images.source_fps) == ("images", 5.0)
 

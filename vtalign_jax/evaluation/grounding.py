@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from vtalign_jax import remote
@@ -20,7 +21,8 @@ from vtalign_jax.clips import Clip
 from vtalign_jax.dst.faults import FrameError
 from vtalign_jax.dst.finder import ASSUMED_FPS, Source
 from vtalign_jax.dst.frames import FrameSource, open_source
-from vtalign_jax.dst.layouts import ARROW_EXTENSION
+from vtalign_jax.dst.image_folder import numbered_pictures
+from vtalign_jax.dst.layouts import ARROW_EXTENSION, is_video
 from vtalign_jax.errors import UserError
 from vtalign_jax.evaluation.ranking import check_finite
 from vtalign_jax.evaluation.spans import WIDTHS, WindowGrid, suppress
@@ -108,8 +110,7 @@ def ground(
     grid = WindowGrid(tuple(widths), stride)
     grid.check(aligner.trained.config.data.frames)
     check_choice(keep, nms_iou)
-    if isinstance(texts, str) or not texts:
-        raise UserError("texts are missing; give a list with at least one text to look for")
+    _check_texts(texts)
     if not isinstance(source, Source):
         source = as_source(source, aligner.square.fit, aligner.square.rotate, source_fps)
     try:
@@ -139,7 +140,7 @@ def as_source(path: str | Path, fit: str, rotate: int, source_fps: float | None 
       source_fps: see `ground`.
 
     Raises:
-      UserError: nothing is there, or the frame rate of images is missing.
+      UserError: nothing is there, a folder of videos is, or the frame rate of images is missing.
     """
     found = remote.path(path)
     if not found.exists():
@@ -147,11 +148,23 @@ def as_source(path: str | Path, fit: str, rotate: int, source_fps: float | None 
     if source_fps is not None and not (math.isfinite(source_fps) and source_fps > 0):
         raise UserError(f"source_fps must be above 0, got {source_fps}")
     kind = "images" if found.is_dir() else "video"
+    if kind == "images" and (video := _only_videos(found)):
+        raise UserError(f"{path} is a folder of videos; name the files, such as {video}")
     if kind == "images" and not source_fps:
         raise UserError(f"{path} is a folder of images; give its frame rate as --source_fps")
     if str(found).lower().endswith(ARROW_EXTENSION):
         kind, source_fps = "arrow", source_fps or ASSUMED_FPS
     return Source(kind, str(found), found.name, 0, fit, rotate, source_fps=source_fps or 0.0)
+
+
+def _only_videos(folder: epath.Path) -> str:
+    """Return a video of a folder that has no numbered image, "" if it has one or no video."""
+    try:
+        if any(numbered_pictures(str(folder))):
+            return ""
+        return min((str(file) for file in folder.iterdir() if is_video(file.name)), default="")
+    except OSError:  # told by who reads the images
+        return ""
 
 
 def check_choice(keep: int, nms_iou: float) -> None:
@@ -160,6 +173,13 @@ def check_choice(keep: int, nms_iou: float) -> None:
         raise UserError(f"keep is how many spans a text gets and must be 1 or more, got {keep}")
     if not 0 <= nms_iou <= 1:
         raise UserError(f"nms_iou must lie in [0, 1], got {nms_iou:g}")
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise UserError("ground takes a list of texts, got one string; put it in a list")
+    if not texts:
+        raise UserError("texts are missing; give a list with at least one text to look for")
 
 
 def _embed_windows(

@@ -100,6 +100,13 @@ def _write_json(folder: epath.Path, name: str, content: dict[str, Any]) -> None:
     _write(folder / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
+def is_drawn(out: epath.Path, workdir: str) -> bool:
+    """Return whether a folder is the one that a workdir's report reads."""
+    if not workdir:
+        return False
+    return remote.absolute(out) == remote.absolute(epath.Path(workdir) / FOLDER)
+
+
 def make_folder(out: str, path: epath.Path) -> None:
     """Make the folder of the documents.
 
