@@ -97,7 +97,8 @@ def test_the_closing_table_says_what_was_taken_and_why_the_rest_was_not():
         }
     )
     tables, sizes = {"train": table, "val": table[2:]}, {"train": 1_234_567, "val": 89_000}
-    lines = report.closing_table(tables, sizes, SKIPS, 2).splitlines()
+    skips = [*SKIPS, Skip("", "", "no recordings", clips=0, where="b.json")]
+    lines = report.closing_table(tables, sizes, skips, 2).splitlines()
     assert lines[0].split() == ["train", "val"]
     assert len({len(line) for line in lines[:13]}) == 1
     figures = [re.split(r" {2,}", line) for line in lines[1:13]]
@@ -119,5 +120,6 @@ def test_the_closing_table_says_what_was_taken_and_why_the_rest_was_not():
         "taken 4 clips, skipped 4 (50.0%)",
         "  3 skipped: no frames",
         "  1 skipped: empty text",
+        "  1 file skipped: no recordings",
         "  2 dropped from train: recording also in val or test",
     ]

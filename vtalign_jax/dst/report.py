@@ -134,7 +134,11 @@ def closing_table(
         f"taken {counted(taken, 'clip')}, skipped {lost} ({lost / max(1, lost + taken):.1%})"
     )
     for reason, count in count_reasons(skips):
-        rows.append(f"  {count} skipped: {reason}" if count else f"  no clip lost: {reason}")
+        if count:
+            rows.append(f"  {count} skipped: {reason}")
+        else:  # a file in which there is none
+            files = sum(skip.reason == reason for skip in skips)
+            rows.append(f"  {counted(files, 'file')} skipped: {reason}")
     if dropped:
         rows.append(f"  {dropped} dropped from train: recording also in val or test")
     return "\n".join(rows)
