@@ -40,7 +40,8 @@ def main() -> None:
         _say(f"writing {size:.1f} GB from {directory}; a disk takes some 10 s a GB")
         converted.write(folder, arrays, directory, _BASE.value)
     _say(f"wrote {_OUT.value}")
-    given = "--config=configs/pretrain.py", f"--config.model.base={_OUT.value}"
+    run = weights.run_file(weights.read_config(directory))
+    given = f"--config={run}", f"--config.model.base={_OUT.value}"
     _say(f"next: {typed_command('train', *given)}")
 
 

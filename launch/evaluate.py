@@ -37,9 +37,11 @@ from vtalign_jax.evaluation.report.sample import Sample
 from vtalign_jax.evaluation.result import Evaluation
 from vtalign_jax.evaluation.table import format_table
 from vtalign_jax.feature_cache import keys as feature_cache
-from vtalign_jax.interop.base_files import TINY, base_fingerprint
+from vtalign_jax.interop.base_files import base_fingerprint
 from vtalign_jax.interop.forms import SETTINGS
 from vtalign_jax.interop.tokens import ClipTokenizer
+from vtalign_jax.interop.weights import run_file
+from vtalign_jax.models.configuration import SmolVLMConfig
 from vtalign_jax.pipeline.dataset import ClipSplit, open_split
 from vtalign_jax.pipeline.mixture import describe
 from vtalign_jax.secret_words import redact
@@ -145,10 +147,10 @@ def _main_of_probe() -> None:
             "--report out, and name the base with --base"
         )
     with contextlib.redirect_stdout(sys.stderr if _JSON.value else sys.stdout):
-        config, blocks, chance, found = _probe()
+        config, base, chance, found = _probe()
     if jax.process_index() != 0:
         return
-    overrides = probe.overrides(found)
+    overrides, blocks = probe.overrides(found), base.text.num_hidden_layers
     if _JSON.value:
         rows = [choice._asdict() | {"metrics": row.metrics} for choice, row in found.items()]
         best = probe.best_of(found)._asdict()
@@ -157,15 +159,14 @@ def _main_of_probe() -> None:
         commandline.print_json(facts | {"chance": chance.metrics})
     else:
         print(probe.format_probe(found, chance, blocks, overrides))
-    run = "tiny" if config.model.base == TINY else "pretrain"
     named = typed_overrides({"model.base": config.model.base, "data.dir": config.data.dir})
     out = sys.stderr if _JSON.value else sys.stdout
-    following = typed_command("train", f"--config=configs/{run}.py", *named, *overrides)
+    following = typed_command("train", f"--config={run_file(base)}", *named, *overrides)
     print(f"next: {following}", file=out)
 
 
-def _probe() -> tuple[Config, int, Evaluation, dict[probe.Choice, Evaluation]]:
-    """Return configuration, number of decoder blocks, chance and what each choice scores."""
+def _probe() -> tuple[Config, SmolVLMConfig, Evaluation, dict[probe.Choice, Evaluation]]:
+    """Return configuration, the base's numbers, chance and what each choice scores."""
     say = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda line: None
     standard = Config()
     config = dataclasses.replace(
@@ -183,14 +184,15 @@ def _probe() -> tuple[Config, int, Evaluation, dict[probe.Choice, Evaluation]]:
     )
     say(f"loading the base from {assembly.directory}")
     params, frozen = load(assembly, mesh)
-    blocks = assembly.base.text.num_hidden_layers
-    wanted = probe.choices(blocks)
-    gib = 2 * len(split) * len(wanted) * assembly.base.text.hidden_size * 4 / 2**30
+    text = assembly.base.text
+    wanted = probe.choices(text.num_hidden_layers)
+    gib = 2 * len(split) * len(wanted) * text.hidden_size * 4 / 2**30
     say(
         f"scoring {len(wanted)} choices of block and pooling on {counted(len(split), 'clip')} "
         f"in one pass ({gib:.1f} GiB of states on this host): compiling first"
     )
-    return config, blocks, evaluator.chance(), probe.probe(evaluator, params, frozen, wanted)
+    found = probe.probe(evaluator, params, frozen, wanted)
+    return config, assembly.base, evaluator.chance(), found
 
 
 def _make_mesh(config: MeshConfig) -> jax.sharding.Mesh:

@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
     tensors["lm_head.weight"] = tensors["model.text_model.embed_tokens.weight"][::-1].copy()
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     said = run("launch/convert.py", f"--base={base}", f"--out={out}")
-    assert f"--config=configs/pretrain.py --config.model.base={out}" in said.splitlines()[-1]
+    assert f"--config=configs/tiny.py --config.model.base={out}" in said.splitlines()[-1]
     return base, out
 
 

@@ -1,5 +1,7 @@
 import json
+import runpy
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 import vtalign_jax as vt
+from tests.commands import ROOT
 from tests.interop.checkpoints import split_weights
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop import base_files, tiny, weights
@@ -193,3 +196,11 @@ def test_stored_tensors_are_views_of_the_file(checkpoint):
     tensor = base_files.stored_tensors(checkpoint)["model.text_model.embed_tokens.weight"]
     assert isinstance(tensor.array(), np.memmap)
     assert not tensor.array().flags.writeable
+
+
+def test_the_run_file_of_a_base_tunes_no_more_blocks_than_it_has():
+    for blocks, name in ((3, "tiny"), (7, "tiny"), (8, "pretrain"), (24, "pretrain")):
+        config = SimpleNamespace(text=SimpleNamespace(num_hidden_layers=blocks))
+        assert weights.run_file(config) == f"configs/{name}.py"
+    pretrain = runpy.run_path(str(ROOT / "configs" / "pretrain.py"))["get_config"]()
+    assert pretrain.tune.text_blocks == 8

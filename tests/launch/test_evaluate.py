@@ -148,7 +148,7 @@ def test_the_base_alone_is_probed_by_block_and_pooling(workdir):
     assert found["chance"] == _chance(open_split(str(data), "val").identity)
     (pooling,) = found["overrides"]
     assert done.stderr.splitlines()[-1] == (
-        f"next: python launch/train.py --config=configs/pretrain.py --config.model.base={base} "
+        f"next: python launch/train.py --config=configs/tiny.py --config.model.base={base} "
         f"--config.data.dir={data} {pooling}"
     )
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vtalign_jax.config import TuneConfig
 from vtalign_jax.errors import UserError
 from vtalign_jax.interop.base_files import CONVERTED, read_json, resolve_base, stored_tensors
 from vtalign_jax.interop.streaming import Stored, load_leaf
@@ -72,6 +73,12 @@ def read_config(directory: Path) -> SmolVLMConfig:
     if config.tie_word_embeddings and _HEADS & set(_stored(directory)):
         config = dataclasses.replace(config, tie_word_embeddings=False)
     return config
+
+
+def run_file(config: SmolVLMConfig) -> str:
+    """Return the file of configs/ whose run tunes no more blocks than this base has."""
+    fits = config.text.num_hidden_layers >= TuneConfig().text_blocks
+    return f"configs/{'pretrain' if fits else 'tiny'}.py"
 
 
 def hugging_face_sources(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Source]:
