@@ -111,8 +111,10 @@ def verify(folder: Path, base: str, dataset: str) -> None:
     try:
         result = certificate.verify(folder, base, held_out)
     except certificate.CheckFailed as error:
+        otherwise = "" if error.is_of_base else ", else copy the export again"
         raise UserError(
-            f"PyTorch cannot load {folder}: {error}; if its base model has moved, give --base"
+            f"PyTorch cannot load {folder}: {error}; give --base if its base model has moved"
+            f"{otherwise}"
         ) from None
     model_card.write_card(folder)
     _say(certificate.describe(result))

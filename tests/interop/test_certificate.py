@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import sys
 import warnings
 
 import numpy as np
@@ -246,6 +247,18 @@ except made["UserError"] as error:
     print(error)
 """
         assert expected in run("-c", script, PYTHONPATH=str(ROOT))
+
+
+def test_a_damaged_export_and_an_absent_base_are_told_apart():
+    for raised, is_of_base in (
+        ("OSError('no such model\\nIf it is private, log in')", True),
+        ("ValueError('header too small')", False),
+        ("FileNotFoundError('head.safetensors')", False),
+    ):
+        with pytest.raises(certificate.CheckFailed) as caught:
+            certificate._run([sys.executable, "-c", f"raise {raised}"])
+        assert caught.value.is_of_base == is_of_base
+    assert str(caught.value) == "FileNotFoundError: head.safetensors"
 
 
 def test_user_errors_end_with_one_line_and_code_2(tmp_path):

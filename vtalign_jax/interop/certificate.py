@@ -74,7 +74,15 @@ class Clips(Protocol):
 
 
 class CheckFailed(Exception):
-    """The comparison could not run; the message is the last line of PyTorch's side."""
+    """The comparison could not run; the message is the last line of PyTorch's side.
+
+    Attributes:
+      is_of_base: whether a library found no base model, rather than a file that it cannot read.
+    """
+
+    def __init__(self, message: str, is_of_base: bool = False) -> None:
+        super().__init__(message)
+        self.is_of_base = is_of_base
 
 
 class Reference(NamedTuple):
@@ -299,7 +307,8 @@ def _run(command: list[str]) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise CheckFailed(redact(said[-1]))
+        # transformers' message has several lines.
+        raise CheckFailed(redact(said[-1]), any(line.startswith("OSError: ") for line in said))
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
