@@ -206,7 +206,12 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     try:
         return json_files.read_object(path, "restore it, or take a new workdir")
     except FileNotFoundError:
-        raise UserError(f"no {path.name} in {path.parent}; is it a workdir of train.py?") from None
+        raise no_workdir(path) from None
+
+
+def no_workdir(path: epath.Path) -> UserError:
+    """Return the error of a folder without a file that every workdir has."""
+    return UserError(f"no {path.name} in {path.parent}; is it a workdir of train.py?")
 
 
 def _write(path: epath.Path, values: dict[str, Any]) -> None:

@@ -112,7 +112,7 @@ def read_run(workdir: str | epath.Path) -> Run:
     """
     folder = epath.Path(workdir)
     if not remote.is_file(folder / manifest.CONFIG):
-        raise UserError(f"no {manifest.CONFIG} in {folder}; is it a workdir of train.py?")
+        raise manifest.no_workdir(folder / manifest.CONFIG)
     faults: list[str] = []
 
     def read(what: Any, path: epath.Path, otherwise: Any) -> Any:
